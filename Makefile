@@ -1,0 +1,42 @@
+# Every target carries its help line; `make` alone prints them.
+.DEFAULT_GOAL := help
+.PHONY: help setup report lab test test-fast lint format clean
+SHELL := /bin/bash
+PYTHON ?= python3
+PRESET ?= demo
+DATA ?=
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.installed
+
+help: ## print this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+setup: $(READY) ## create .venv and install what requirements.txt pins
+
+$(READY): requirements.txt pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -e .
+	touch $@
+
+report: setup ## run the notebooks, write report/PRESET/report.html; PRESET=quick DATA=path/to/images for real films
+	$(BIN)/pneumo report --preset $(PRESET) $(if $(DATA),--data "$(DATA)") $(ARGS)
+
+lab: setup ## open the notebooks in JupyterLab
+	$(BIN)/jupyter lab --notebook-dir=notebooks
+
+test: setup ## run all tests
+	$(BIN)/python -m pytest $(ARGS)
+
+test-fast: setup ## run the tests that train nothing and start no browser
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+lint: setup ## check style, notebooks included
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+format: setup ## put code and notebooks into the one style
+	$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
+
+clean: ## delete what the commands made: environment, caches, runs, reports
+	rm -rf $(VENV) cache runs report build .pytest_cache .ruff_cache *.egg-info

@@ -1,0 +1,5 @@
+"""`python -m pneumo_lib` is `pneumo`."""
+
+from pneumo_lib.cli import main
+
+main()

@@ -1,0 +1,285 @@
+"""`pneumo`: the project's verbs on the command line.
+
+Exit status: 0 done, 2 wrong usage, 3 data, 4 training, 5 report; one plain message on standard error.
+"""
+
+import csv
+import datetime
+import importlib.util
+import json
+import shutil
+import sys
+from collections.abc import Iterable
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import pandas as pd
+import typer
+
+from pneumo_lib import config as configs
+from pneumo_lib import data, diagnosis, evaluation, pipeline, report, report_html, runs, runtime, systems
+from pneumo_lib.data import audit as audits
+from pneumo_lib.data import download, phantom
+from pneumo_lib.errors import PneumoError, UsageError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Denoise, classify and honestly evaluate chest X-rays. Research and teaching only, not a medical device.",
+    epilog="Exit status: 0 done, 2 wrong usage, 3 data, 4 training, 5 report.",
+)
+data_app = typer.Typer(no_args_is_help=True, help="Look at, check, draw or download sets of films.")
+app.add_typer(data_app, name="data")
+
+Preset = StrEnum("Preset", {name: name for name in configs.PRESETS})
+PresetOption = Annotated[
+    Preset, typer.Option(help="demo: phantoms, minutes. quick: a real folder, an hour. full: hours.")
+]
+DataOption = Annotated[str, typer.Option("--data", help="Image folder ROOT/SPLIT/CLASS/image; demo draws its own.")]
+RunOption = Annotated[str, typer.Option("--run", help="Run folder; by default runs/NAME, named after the preset.")]
+CacheOption = Annotated[str, typer.Option("--cache", help="Where decoded films are kept between runs.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("-p", "--set", metavar="NAME=VALUE", help="Replace one parameter, e.g. -p sigma=0.3."),
+]
+CACHE = "cache"
+
+
+@app.command("report")
+def make_report(
+    preset: PresetOption = Preset.demo,
+    data_dir: DataOption = "",
+    parameters: SetOption = None,
+    out: Annotated[str, typer.Option(help="Folder of report.html; by default report/NAME.")] = "",
+    publish: Annotated[bool, typer.Option(help="Copy the figures that show no patient to figures/.")] = False,
+    force: Annotated[bool, typer.Option(help="Run every notebook, also the unchanged ones.")] = False,
+) -> None:
+    """Run the notebooks in order and write one HTML report.
+
+    Notebooks whose code, parameters and data are unchanged are not run again. If one fails, the report is still
+    written and shows it; the exit status is then 5.
+    """
+    notebooks = sorted((runtime.project_root() / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+    given = {"preset": str(preset), "data_dir": data_dir and str(runtime.locate(data_dir)), **_parsed(parameters)}
+    report.check_parameters(notebooks, given)
+    config = configs.make(**{k: v for k, v in given.items() if k not in ("run_dir", "cache_dir")})
+    folder = runtime.locate(given.pop("run_dir", "") or Path("runs", runs.run_name(config)))
+    images = pipeline.open_data(config, given.get("cache_dir", CACHE))
+    target = runtime.locate(out or Path("report", folder.name))
+    try:
+        report.run_report(
+            notebooks,
+            run_dir=folder,
+            out_dir=target,
+            header=_header(config, images),
+            parameters=given | {"run_dir": str(folder)},
+            data_identity=images.identity,
+            force=force,
+        )
+    finally:
+        if publish:
+            _publish(runs.load_run(folder))
+    typer.echo(f"report: {target / 'report.html'}")
+
+
+def _header(config: configs.Config, images: data.ImageSet) -> report_html.ReportHeader:
+    name = Path(config.data_dir).name if config.data_dir else "chest phantoms"
+    counts = ", ".join(f"{n:,} {split}" for split, n in images.table["split"].value_counts(sort=False).items())
+    return report_html.ReportHeader(
+        title="Pneumonia recognition from noisy chest X-rays",
+        data_set=f"{name}: {len(images):,} films ({counts})",
+        preset=config.preset,
+        date=datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
+        commit=runtime.commit(),
+        device=runtime.device_name(),
+        versions=runtime.versions(),
+        seeds={"run": config.seed, **{f"ablation {i + 1}": s for i, s in enumerate(config.ablation.seeds)}},
+        phantom=not config.data_dir,
+    )
+
+
+def _publish(run: runs.Run) -> None:
+    target = runtime.project_root() / "figures"
+    target.mkdir(exist_ok=True)
+    for figure in sorted(run.figures.glob("*.png")):
+        shutil.copyfile(figure, target / figure.name)
+
+
+@app.command()
+def train(
+    part: Annotated[str, typer.Argument(help="autoencoder, unet_denoiser, or classifier (needs its denoiser first).")],
+    preset: PresetOption = Preset.demo,
+    data_dir: DataOption = "",
+    run: RunOption = "",
+    cache: CacheOption = CACHE,
+    parameters: SetOption = None,
+) -> None:
+    """Train one network of a run, or take up a training that was stopped. Also under `accelerate launch`."""
+    config = configs.make(str(preset), data_dir=data_dir and str(runtime.locate(data_dir)), **_parsed(parameters))
+    opened, images = runs.open_run(run, config), pipeline.open_data(config, cache)
+    if part == "classifier":
+        fitted = pipeline.train_classifier(opened, images, config.denoiser)
+    elif part in pipeline.DENOISERS:
+        fitted = pipeline.train_denoiser(opened, images, part)
+    else:
+        raise UsageError(f"nothing to train is called {part!r}; give autoencoder, unet_denoiser or classifier.")
+    typer.echo(fitted.history.to_string(index=False))
+    typer.echo(f"run folder: {opened.path}")
+
+
+@app.command()
+def evaluate(run: Annotated[str, typer.Argument(help="Run folder.")], cache: CacheOption = CACHE) -> None:
+    """Classify the test films of a run under each protocol and print the accuracies with 95 % intervals."""
+    opened = runs.load_run(run)
+    images = pipeline.open_data(opened.config, cache)
+    protocols = pipeline.protocols(opened.config, images)
+    tables = [pipeline.predict(opened, images, opened.config.denoiser, protocol) for protocol in protocols]
+    typer.echo(evaluation.accuracies(pd.concat(tables)).to_string(index=False))
+
+
+@app.command()
+def diagnose(
+    path: Annotated[str, typer.Argument(help="A JPEG, PNG or DICOM file, or a folder of them.")],
+    run: Annotated[str, typer.Option("--run", help="Run folder of the model.")] = "runs/demo",
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object per line.")] = False,
+    csv_out: Annotated[str, typer.Option("--csv", metavar="OUT", help="Write a CSV file instead of printing.")] = "",
+) -> None:
+    """Diagnose films: the same file gives the same answer, always. Ends with 3 if a file could not be read."""
+    films = diagnosis.list_films(path)
+    answers = diagnosis.Diagnoser.load(run).diagnose_all(runtime.progress(films, desc="films"))
+    failed = _to_csv(answers, Path(csv_out)) if csv_out else _to_terminal(answers, as_json)
+    if failed:
+        typer.echo(f"{failed} of {len(films)} files could not be read; see their messages.", err=True)
+        raise typer.Exit(3)
+
+
+def _to_terminal(answers: Iterable[diagnosis.Diagnosis], as_json: bool) -> int:
+    failed = 0
+    for answer in answers:
+        failed += answer.status == "error"
+        line = answer.message or f"{answer.file}: {answer.label} ({answer.status}, {answer.confidence:.1%})"
+        typer.echo(json.dumps(answer.to_dict(), ensure_ascii=False) if as_json else line)
+    if not as_json:
+        typer.echo(diagnosis.DISCLAIMER, err=True)
+    return failed
+
+
+def _to_csv(answers: Iterable[diagnosis.Diagnosis], path: Path) -> int:
+    failed = 0
+    with runs.replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = None
+        for answer in answers:
+            failed += answer.status == "error"
+            row = answer.to_row()
+            if writer is None:
+                writer = csv.DictWriter(file, fieldnames=list(row))
+                writer.writeheader()
+            writer.writerow(row)
+    return failed
+
+
+@app.command("systems")
+def list_systems() -> None:
+    """Print the table of systems: networks, parameters, recipe, data, and what their sources reported."""
+    with pd.option_context("display.max_colwidth", None):
+        typer.echo(systems.table().T.to_string())
+
+
+@app.command()
+def doctor() -> None:
+    """Check this installation: versions, device, Graphviz, browser, and whether the notebooks' kernel can start."""
+    typer.echo(runtime.describe().to_string(header=False))
+    for name, ok, advice in _checks():
+        typer.echo(f"{'ok     ' if ok else 'missing'} {name}{'' if ok else ': ' + advice}")
+
+
+def _checks() -> list[tuple[str, bool, str]]:
+    root = runtime.project_root()
+    return [
+        ("notebook kernel (ipykernel)", importlib.util.find_spec("ipykernel") is not None, "pip install ipykernel"),
+        ("notebooks/", (root / "notebooks").is_dir(), "run from a clone of the project"),
+        ("Graphviz (dot)", bool(shutil.which("dot")), "install graphviz; without it graphs are shown as DOT text"),
+        ("bfloat16 in hardware", runtime.fast_bf16(), "training works in float32, about three times slower"),
+        ("JPEG 2000 DICOM", importlib.util.find_spec("openjpeg") is not None, "pip install pneumo-lib[dicom-codecs]"),
+    ]
+
+
+@data_app.command("describe")
+def describe_data(
+    folder: Annotated[str, typer.Argument(help="Image folder.")],
+    size: Annotated[int, typer.Option(help="Side to which films are resized, in pixels.")] = 256,
+    cache: CacheOption = CACHE,
+) -> None:
+    """Counts per class and split, patients, and whatever was mapped, ignored or skipped."""
+    images = _opened(folder, size, cache)
+    typer.echo(images.describe().to_string())
+    for note in images.notes:
+        typer.echo(f"- {note}")
+
+
+@data_app.command("audit")
+def audit_data(
+    folder: Annotated[str, typer.Argument(help="Image folder.")],
+    out: Annotated[str, typer.Option(help="Folder for the CSV files.")] = "audit",
+    cache: CacheOption = CACHE,
+) -> None:
+    """Look for duplicates within and between splits, and for patients that two splits share."""
+    result = audits.audit(_opened(folder, 256, cache))
+    typer.echo(result.summary.to_string(index=False))
+    typer.echo(result.controls.to_string(index=False))
+    typer.echo(f"written: {', '.join(map(str, result.write(out)))}")
+
+
+@data_app.command("phantom")
+def draw_phantoms(
+    out: Annotated[str, typer.Argument(help="Folder to make.")],
+    size: Annotated[int, typer.Option(help="Side in pixels.")] = 256,
+    seed: Annotated[int, typer.Option(help="Another seed draws other patients.")] = 0,
+) -> None:
+    """Draw a set of chest phantoms, split like a real one."""
+    typer.echo(f"written: {phantom.write_folder(out, size=size, seed=seed, progress=runtime.progress)}")
+
+
+@data_app.command("download")
+def download_data(
+    name: Annotated[str, typer.Argument(help="Name of a data set card.")] = "chest_xray_covid",
+    out: Annotated[str, typer.Option(help="Folder to make; by default data/NAME.")] = "",
+    from_zip: Annotated[str, typer.Option(help="Unpack this archive, fetched by hand, instead.")] = "",
+) -> None:
+    """Fetch a public set of films from Kaggle."""
+    folder = download.fetch(name, out=runtime.locate(out or Path("data", name)), from_zip=from_zip or None)
+    typer.echo(f"{len(folder.table):,} films in {folder.root}")
+
+
+def _opened(folder: str, size: int, cache: str) -> data.ImageSet:
+    return data.open_folder(
+        runtime.locate(folder), image_size=size, cache_dir=runtime.locate(cache), seed=0, progress=runtime.progress
+    )
+
+
+def _parsed(pairs: list[str] | None) -> dict[str, Any]:
+    """NAME=VALUE texts as Python values: JSON where it parses, text otherwise."""
+    values = {}
+    for pair in pairs or []:
+        name, sign, text = pair.partition("=")
+        if not sign or not name:
+            raise UsageError(f"{pair!r} is no parameter; write NAME=VALUE, for example sigma=0.3.")
+        try:
+            values[name] = json.loads(text)
+        except ValueError:
+            values[name] = text
+    return values
+
+
+def main() -> None:
+    """Run a verb; errors of this library end with their own exit status and one message."""
+    try:
+        app()
+    except PneumoError as error:
+        typer.echo(f"pneumo: {error}", err=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        typer.echo("pneumo: stopped. The same command goes on from the last stored state.", err=True)
+        sys.exit(130)

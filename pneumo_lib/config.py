@@ -1,0 +1,217 @@
+"""The configuration of one run: a frozen dataclass, and presets that fill it."""
+
+import dataclasses
+import difflib
+from dataclasses import dataclass
+from typing import Any
+
+from pneumo_lib.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one network is trained.
+
+    Attributes:
+        epochs: passes over the training split.
+        batch_size: films per step, over all processes.
+        lr: learning rate of Adam at its highest.
+        schedule: "constant", or "cosine" (linear warm-up over 5 % of the steps, then down to zero).
+        checkpoint_every: keep the weights of every k-th epoch; 0 for none.
+        patience: stop after so many epochs without a better validation score; 0 never stops early.
+    """
+
+    epochs: int
+    batch_size: int = 32
+    lr: float = 1e-3
+    schedule: str = "constant"
+    checkpoint_every: int = 0
+    patience: int = 0
+
+    def __post_init__(self) -> None:
+        _in_range("epochs", self.epochs, 1, 10_000)
+        _in_range("batch_size", self.batch_size, 1, 4096)
+        _in_range("lr", self.lr, 1e-7, 10.0)
+        if self.schedule not in ("constant", "cosine"):
+            raise UsageError(f"schedule is {self.schedule!r}; it must be 'constant' or 'cosine'.")
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The ablation: every arm at every noise level, over several seeds, scored after every epoch.
+
+    Attributes:
+        image_size: side in pixels; small, since many networks are trained.
+        train_images: films drawn from the training split; 0 takes all.
+        levels: noise strengths.
+        seeds: one repetition each.
+        epochs: of each network.
+    """
+
+    image_size: int
+    train_images: int
+    levels: tuple[float, ...]
+    seeds: tuple[int, ...]
+    epochs: int
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that decides the numbers of a run.
+
+    Attributes:
+        preset: the name it was made from.
+        data_dir: image folder; empty for phantoms drawn on the spot.
+        image_size: side in pixels to which films are resized.
+        noise_kind: a name in noise.NOISES.
+        sigma: strength of the noise in training and testing.
+        seed: drives split, weights, order and noise.
+        val_fraction: share of the training patients held out for validation.
+        denoiser: the architecture whose output the final classifier sees.
+        noise_share: share of the films for which unet_denoiser and its classifier train on another strength, drawn
+            between none and 1.2 sigma.
+        target_accuracy: what the films that are not left undecided shall reach on validation; a fraction.
+        bootstrap: resamples behind each bootstrap interval.
+        compare_films: validation films on which denoisers are compared with slow classical ones.
+        audit_sample: films altered on purpose to check that the audit finds copies.
+        precision: "auto" (bfloat16 where the machine is fast at it), "bf16" or "no".
+    """
+
+    preset: str
+    data_dir: str
+    image_size: int
+    autoencoder: Recipe
+    unet_denoiser: Recipe
+    classifier: Recipe
+    ablation: Grid
+    noise_kind: str = "gaussian"
+    sigma: float = 0.5
+    seed: int = 0
+    val_fraction: float = 0.1
+    denoiser: str = "unet_denoiser"
+    precision: str = "auto"
+    noise_share: float = 0.5
+    target_accuracy: float = 0.98
+    bootstrap: int = 1000
+    audit_sample: int = 40
+    compare_films: int = 120
+
+    def __post_init__(self) -> None:
+        _in_range("image_size", self.image_size, 32, 1024)
+        _in_range("sigma", self.sigma, 0.0, 2.0)
+        _in_range("seed", self.seed, 0, 2**31)
+        _in_range("val_fraction", self.val_fraction, 0.01, 0.5)
+        if self.image_size % 32:
+            raise UsageError(f"image_size is {self.image_size}; the networks need a multiple of 32.")
+        _one_of("denoiser", self.denoiser, ("autoencoder", "unet_denoiser"))
+        _one_of("precision", self.precision, ("auto", "bf16", "no"))
+        if self.preset != "demo" and not self.data_dir:
+            raise UsageError(f"preset {self.preset!r} needs data_dir, a folder of films; only 'demo' draws its own.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested dict of JSON types."""
+        return dataclasses.asdict(self)
+
+
+def _demo() -> dict[str, Any]:
+    return {
+        "image_size": 128,
+        "autoencoder": Recipe(epochs=5, batch_size=8, lr=2e-3, schedule="cosine", checkpoint_every=1),
+        "unet_denoiser": Recipe(epochs=5, batch_size=8, schedule="cosine"),
+        "classifier": Recipe(epochs=6, batch_size=16, lr=5e-4, schedule="cosine"),
+        "ablation": Grid(image_size=64, train_images=300, levels=(0.25, 0.5), seeds=(0, 1), epochs=3),
+        "bootstrap": 300,
+        "audit_sample": 10,
+        "compare_films": 24,
+    }
+
+
+def _quick() -> dict[str, Any]:
+    return {
+        "image_size": 256,
+        "autoencoder": Recipe(epochs=5, batch_size=8, lr=2e-3, schedule="cosine", checkpoint_every=1),
+        "unet_denoiser": Recipe(epochs=8, batch_size=8, schedule="cosine"),
+        "classifier": Recipe(epochs=6, schedule="cosine"),
+        "ablation": Grid(image_size=64, train_images=1500, levels=(0.1, 0.25, 0.5, 1.0), seeds=(0, 1, 2), epochs=5),
+    }
+
+
+def _full() -> dict[str, Any]:
+    return {
+        "image_size": 256,
+        "autoencoder": Recipe(epochs=50, checkpoint_every=10),
+        "unet_denoiser": Recipe(epochs=50, schedule="cosine", checkpoint_every=10),
+        "classifier": Recipe(epochs=50),
+        "ablation": Grid(
+            image_size=256, train_images=0, levels=(0.1, 0.25, 0.5, 0.75, 1.0), seeds=(0, 1, 2, 3, 4), epochs=50
+        ),
+    }
+
+
+PRESETS = {"demo": _demo, "quick": _quick, "full": _full}
+
+
+def make(preset: str = "demo", **overrides: Any) -> Config:
+    """The configuration of a preset with single fields replaced.
+
+    Args:
+        overrides: fields of Config, or `epochs`, `batch_size`, which set those of all three recipes.
+            None leaves a field as the preset has it.
+
+    Raises:
+        UsageError: unknown preset, unknown field, or a value of the wrong type or out of range.
+    """
+    _one_of("preset", preset, tuple(PRESETS))
+    values = {"preset": preset, "data_dir": "", **PRESETS[preset]()}
+    given = {name: value for name, value in overrides.items() if value is not None}
+    for name in ("epochs", "batch_size"):
+        if name in given:
+            _set_recipes(values, name, given.pop(name))
+    known = {field.name: field.type for field in dataclasses.fields(Config)}
+    for name, value in given.items():
+        if name not in known:
+            raise UsageError(_unknown(name, known))
+        values[name] = _typed(name, value, known[name])
+    return Config(**values)
+
+
+def from_dict(stored: dict[str, Any]) -> Config:
+    """Rebuild a Config from `Config.to_dict`, after JSON has turned tuples into lists."""
+    values = dict(stored)
+    for name in ("autoencoder", "unet_denoiser", "classifier"):
+        values[name] = Recipe(**values[name])
+    grid = values["ablation"]
+    values["ablation"] = Grid(**{k: tuple(v) if isinstance(v, list) else v for k, v in grid.items()})
+    return Config(**values)
+
+
+def _set_recipes(values: dict[str, Any], field: str, value: int) -> None:
+    value = _typed(field, value, int)
+    for name in ("autoencoder", "unet_denoiser", "classifier"):
+        values[name] = dataclasses.replace(values[name], **{field: value})
+
+
+def _typed(name: str, value: Any, wanted: type) -> Any:
+    if wanted is float and type(value) is int:
+        return float(value)
+    if type(value) is not wanted:
+        raise UsageError(f"{name} is {value!r}, a {type(value).__name__}; it must be a {wanted.__name__}.")
+    return value
+
+
+def _unknown(name: str, known: dict[str, type]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return f"no configuration field is called {name!r}.{hint} There are: {', '.join(sorted(known))}."
+
+
+def _in_range(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise UsageError(f"{name} is {value}; it must lie between {low:g} and {high:g}.")
+
+
+def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        near = difflib.get_close_matches(str(value), allowed, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise UsageError(f"{name} is {value!r}; it must be one of {', '.join(allowed)}.{hint}")
