@@ -35,7 +35,7 @@ app.add_typer(data_app, name="data")
 
 Preset = StrEnum("Preset", {name: name for name in configs.PRESETS})
 PresetOption = Annotated[
-    Preset, typer.Option(help="demo: phantoms, minutes. quick: a real folder, an hour. full: hours.")
+    Preset, typer.Option(help="demo: phantoms, minutes. quick: a real folder, an hour. full: hours. tiny: for tests.")
 ]
 DataOption = Annotated[str, typer.Option("--data", help="Image folder ROOT/SPLIT/CLASS/image; demo draws its own.")]
 RunOption = Annotated[str, typer.Option("--run", help="Run folder; by default runs/NAME, named after the preset.")]
@@ -80,7 +80,7 @@ def make_report(
         )
     finally:
         if publish:
-            _publish(runs.load_run(folder))
+            _publish(folder / "figures")
     typer.echo(f"report: {target / 'report.html'}")
 
 
@@ -100,10 +100,10 @@ def _header(config: configs.Config, images: data.ImageSet) -> report_html.Report
     )
 
 
-def _publish(run: runs.Run) -> None:
+def _publish(figures: Path) -> None:
     target = runtime.project_root() / "figures"
     target.mkdir(exist_ok=True)
-    for figure in sorted(run.figures.glob("*.png")):
+    for figure in sorted(figures.glob("*.png")):
         shutil.copyfile(figure, target / figure.name)
 
 
@@ -117,14 +117,15 @@ def train(
     parameters: SetOption = None,
 ) -> None:
     """Train one network of a run, or take up a training that was stopped. Also under `accelerate launch`."""
-    config = configs.make(str(preset), data_dir=data_dir and str(runtime.locate(data_dir)), **_parsed(parameters))
+    if part not in (*pipeline.DENOISERS, "classifier"):
+        raise UsageError(f"nothing to train is called {part!r}; give autoencoder, unet_denoiser or classifier.")
+    given = {"preset": str(preset), "data_dir": data_dir and str(runtime.locate(data_dir)), **_parsed(parameters)}
+    config = configs.make(**given)
     opened, images = runs.open_run(run, config), pipeline.open_data(config, cache)
     if part == "classifier":
         fitted = pipeline.train_classifier(opened, images, config.denoiser)
-    elif part in pipeline.DENOISERS:
-        fitted = pipeline.train_denoiser(opened, images, part)
     else:
-        raise UsageError(f"nothing to train is called {part!r}; give autoencoder, unet_denoiser or classifier.")
+        fitted = pipeline.train_denoiser(opened, images, part)
     typer.echo(fitted.history.to_string(index=False))
     typer.echo(f"run folder: {opened.path}")
 
@@ -148,8 +149,9 @@ def diagnose(
 ) -> None:
     """Diagnose films: the same file gives the same answer, always. Ends with 3 if a file could not be read."""
     films = diagnosis.list_films(path)
-    answers = diagnosis.Diagnoser.load(run).diagnose_all(runtime.progress(films, desc="films"))
-    failed = _to_csv(answers, Path(csv_out)) if csv_out else _to_terminal(answers, as_json)
+    diagnoser = diagnosis.Diagnoser.load(run)
+    answers = diagnoser.diagnose_all(runtime.progress(films, desc="films"))
+    failed = _to_csv(answers, Path(csv_out), diagnoser.classes) if csv_out else _to_terminal(answers, as_json)
     if failed:
         typer.echo(f"{failed} of {len(films)} files could not be read; see their messages.", err=True)
         raise typer.Exit(3)
@@ -166,13 +168,13 @@ def _to_terminal(answers: Iterable[diagnosis.Diagnosis], as_json: bool) -> int:
     return failed
 
 
-def _to_csv(answers: Iterable[diagnosis.Diagnosis], path: Path) -> int:
+def _to_csv(answers: Iterable[diagnosis.Diagnosis], path: Path, classes: tuple[str, ...]) -> int:
     failed = 0
     with runs.replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         writer = None
         for answer in answers:
             failed += answer.status == "error"
-            row = answer.to_row()
+            row = answer.to_row(classes)
             if writer is None:
                 writer = csv.DictWriter(file, fieldnames=list(row))
                 writer.writeheader()
@@ -189,7 +191,7 @@ def list_systems() -> None:
 
 @app.command()
 def doctor() -> None:
-    """Check this installation: versions, device, Graphviz, browser, and whether the notebooks' kernel can start."""
+    """Check this installation: versions, device, the notebooks and their kernel, Graphviz, optional codecs."""
     typer.echo(runtime.describe().to_string(header=False))
     for name, ok, advice in _checks():
         typer.echo(f"{'ok     ' if ok else 'missing'} {name}{'' if ok else ': ' + advice}")
@@ -229,7 +231,8 @@ def audit_data(
     result = audits.audit(_opened(folder, 256, cache))
     typer.echo(result.summary.to_string(index=False))
     typer.echo(result.controls.to_string(index=False))
-    typer.echo(f"written: {', '.join(map(str, result.write(out)))}")
+    result.write(out)
+    typer.echo(f"written: {Path(out) / 'audit_*.csv'}")
 
 
 @data_app.command("phantom")
@@ -280,6 +283,9 @@ def main() -> None:
     except PneumoError as error:
         typer.echo(f"pneumo: {error}", err=True)
         sys.exit(error.exit_code)
+    except OSError as error:
+        typer.echo(f"pneumo: {error}. Check that the disk has room and the place can be written.", err=True)
+        sys.exit(3)
     except KeyboardInterrupt:
         typer.echo("pneumo: stopped. The same command goes on from the last stored state.", err=True)
         sys.exit(130)

@@ -7,6 +7,17 @@ from typing import Any
 
 from pneumo_lib.errors import UsageError
 
+# Kinds of noise and the highest strength that each can take; what they do, and their levels, stand in `noise.NOISES`.
+STRENGTHS: dict[str, float] = {
+    "gaussian": 2.0,
+    "poisson": 1.0,
+    "speckle": 2.0,
+    "salt_pepper": 1.0,
+    "blur": 10.0,
+    "low_resolution": 30.0,
+    "jpeg": 99.0,
+}
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -18,7 +29,7 @@ class Recipe:
         lr: learning rate of Adam at its highest.
         schedule: "constant", or "cosine" (linear warm-up over 5 % of the steps, then down to zero).
         checkpoint_every: keep the weights of every k-th epoch; 0 for none.
-        patience: stop after so many epochs without a better validation score; 0 never stops early.
+        patience: stop after so many epochs without a lower validation loss; 0 never stops early.
     """
 
     epochs: int
@@ -32,6 +43,8 @@ class Recipe:
         _in_range("epochs", self.epochs, 1, 10_000)
         _in_range("batch_size", self.batch_size, 1, 4096)
         _in_range("lr", self.lr, 1e-7, 10.0)
+        _in_range("checkpoint_every", self.checkpoint_every, 0, 10_000)
+        _in_range("patience", self.patience, 0, 10_000)
         if self.schedule not in ("constant", "cosine"):
             raise UsageError(f"schedule is {self.schedule!r}; it must be 'constant' or 'cosine'.")
 
@@ -73,6 +86,7 @@ class Config:
         target_accuracy: what the films that are not left undecided shall reach on validation; a fraction.
         bootstrap: resamples behind each bootstrap interval.
         compare_films: validation films on which denoisers are compared with slow classical ones.
+        phantoms: how many are drawn where data_dir is empty, as a share of the demo's; 0 draws none.
         audit_sample: films altered on purpose to check that the audit finds copies.
         precision: "auto" (bfloat16 where the machine is fast at it), "bf16" or "no".
     """
@@ -95,17 +109,24 @@ class Config:
     bootstrap: int = 1000
     audit_sample: int = 40
     compare_films: int = 120
+    phantoms: float = 0.0
 
     def __post_init__(self) -> None:
         _in_range("image_size", self.image_size, 32, 1024)
-        _in_range("sigma", self.sigma, 0.0, 2.0)
+        _one_of("noise_kind", self.noise_kind, tuple(STRENGTHS))
+        _in_range("sigma", self.sigma, 0.0, STRENGTHS[self.noise_kind])
         _in_range("seed", self.seed, 0, 2**31)
         _in_range("val_fraction", self.val_fraction, 0.01, 0.5)
+        _in_range("noise_share", self.noise_share, 0.0, 1.0)
+        _in_range("target_accuracy", self.target_accuracy, 0.01, 1.0)
+        for name in ("bootstrap", "audit_sample", "compare_films"):
+            _in_range(name, getattr(self, name), 1, 100_000)
         if self.image_size % 32:
             raise UsageError(f"image_size is {self.image_size}; the networks need a multiple of 32.")
         _one_of("denoiser", self.denoiser, ("autoencoder", "unet_denoiser"))
         _one_of("precision", self.precision, ("auto", "bf16", "no"))
-        if self.preset != "demo" and not self.data_dir:
+        _in_range("phantoms", self.phantoms, 0.0, 100.0)
+        if not (self.data_dir or self.phantoms):
             raise UsageError(f"preset {self.preset!r} needs data_dir, a folder of films; only 'demo' draws its own.")
 
     def to_dict(self) -> dict[str, Any]:
@@ -114,15 +135,18 @@ class Config:
 
 
 def _demo() -> dict[str, Any]:
+    """First contact: phantoms of 64 x 64 pixels, whose findings a noise of 0.5 would hide."""
     return {
-        "image_size": 128,
+        "image_size": 64,
+        "sigma": 0.25,
         "autoencoder": Recipe(epochs=5, batch_size=8, lr=2e-3, schedule="cosine", checkpoint_every=1),
-        "unet_denoiser": Recipe(epochs=5, batch_size=8, schedule="cosine"),
-        "classifier": Recipe(epochs=6, batch_size=16, lr=5e-4, schedule="cosine"),
-        "ablation": Grid(image_size=64, train_images=300, levels=(0.25, 0.5), seeds=(0, 1), epochs=3),
+        "unet_denoiser": Recipe(epochs=5, batch_size=8, lr=2e-3, schedule="cosine"),
+        "classifier": Recipe(epochs=20, batch_size=16, schedule="cosine"),
+        "ablation": Grid(image_size=32, train_images=700, levels=(0.1, 0.25), seeds=(0, 1), epochs=8),
         "bootstrap": 300,
         "audit_sample": 10,
-        "compare_films": 24,
+        "compare_films": 48,
+        "phantoms": 2.0,
     }
 
 
@@ -130,7 +154,7 @@ def _quick() -> dict[str, Any]:
     return {
         "image_size": 256,
         "autoencoder": Recipe(epochs=5, batch_size=8, lr=2e-3, schedule="cosine", checkpoint_every=1),
-        "unet_denoiser": Recipe(epochs=8, batch_size=8, schedule="cosine"),
+        "unet_denoiser": Recipe(epochs=5, batch_size=8, schedule="cosine"),
         "classifier": Recipe(epochs=6, schedule="cosine"),
         "ablation": Grid(image_size=64, train_images=1500, levels=(0.1, 0.25, 0.5, 1.0), seeds=(0, 1, 2), epochs=5),
     }
@@ -143,12 +167,27 @@ def _full() -> dict[str, Any]:
         "unet_denoiser": Recipe(epochs=50, schedule="cosine", checkpoint_every=10),
         "classifier": Recipe(epochs=50),
         "ablation": Grid(
-            image_size=256, train_images=0, levels=(0.1, 0.25, 0.5, 0.75, 1.0), seeds=(0, 1, 2, 3, 4), epochs=50
+            image_size=128, train_images=0, levels=(0.1, 0.25, 0.5, 0.75, 1.0), seeds=(0, 1, 2), epochs=20
         ),
     }
 
 
-PRESETS = {"demo": _demo, "quick": _quick, "full": _full}
+def _tiny() -> dict[str, Any]:
+    """For tests: everything runs, nothing is learned."""
+    return {
+        "image_size": 64,
+        "autoencoder": Recipe(epochs=1, batch_size=16, checkpoint_every=1),
+        "unet_denoiser": Recipe(epochs=1, batch_size=16, checkpoint_every=1),
+        "classifier": Recipe(epochs=1, batch_size=16, checkpoint_every=1),
+        "ablation": Grid(image_size=32, train_images=60, levels=(0.5,), seeds=(0, 1), epochs=1),
+        "bootstrap": 50,
+        "audit_sample": 4,
+        "compare_films": 4,
+        "phantoms": 0.2,
+    }
+
+
+PRESETS = {"demo": _demo, "quick": _quick, "full": _full, "tiny": _tiny}
 
 
 def make(preset: str = "demo", **overrides: Any) -> Config:

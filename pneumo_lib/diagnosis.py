@@ -17,6 +17,7 @@ from pneumo_lib import calibration, explain, images, runs
 from pneumo_lib.errors import DataError, ImageError
 
 DISCLAIMER = "Research and teaching only, not a medical device."
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet runs what begins so
 
 
 @dataclass(frozen=True)
@@ -46,12 +47,12 @@ class Diagnosis:
         """JSON types."""
         return asdict(self)
 
-    def to_row(self) -> dict[str, Any]:
-        """One flat CSV row; names that a spreadsheet would run as a formula are quoted."""
+    def to_row(self, classes: tuple[str, ...]) -> dict[str, Any]:
+        """One flat CSV row, alike for every status; texts that a spreadsheet would run as a formula are quoted."""
         flat = {k: v for k, v in self.to_dict().items() if k not in ("probabilities", "notes")}
-        flat |= {f"p_{name}": value for name, value in (self.probabilities or {}).items()}
+        flat |= {f"p_{name}": (self.probabilities or {}).get(name, "") for name in classes}
         flat |= {"notes": "; ".join(self.notes)}
-        return {k: "'" + v if isinstance(v, str) and v[:1] in ("=", "+", "-", "@") else v for k, v in flat.items()}
+        return {k: "'" + v if isinstance(v, str) and v.startswith(FORMULA) else v for k, v in flat.items()}
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ class Diagnoser:
 
 
 def list_films(path: str | Path) -> list[Path]:
-    """The file itself, or all files below a folder in sorted order, hidden ones left out.
+    """The file itself, or all files below a folder in sorted order, hidden files and folders left out.
 
     Raises:
         DataError: no such path, or an empty folder.
@@ -148,7 +149,8 @@ def list_films(path: str | Path) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise DataError(f"{path} does not exist; give a JPEG, PNG or DICOM file, or a folder of them.")
-    found = sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
+    names = (p.relative_to(path) for p in path.rglob("*") if p.is_file())
+    found = sorted(path / name for name in names if not any(part.startswith(".") for part in name.parts))
     if not found:
         raise DataError(f"{path} holds no files; give a JPEG, PNG or DICOM file, or a folder of them.")
     return found

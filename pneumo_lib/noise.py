@@ -5,15 +5,18 @@ a generator per batch; evaluation draws each film's noise from its own name, so 
 """
 
 import hashlib
+import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from PIL import Image
 from scipy.stats import norm
 from torch import Generator, Tensor
 from torchvision.transforms.v2 import functional as TF
 
+from pneumo_lib.config import STRENGTHS
 from pneumo_lib.errors import UsageError
 
 
@@ -63,7 +66,7 @@ def _salt_pepper(images: Tensor, strength: float | Tensor, generator: Generator)
 
 def _blur(images: Tensor, strength: float | Tensor, generator: Generator) -> Tensor:
     side = 2 * int(np.ceil(3 * strength)) + 1
-    return TF.gaussian_blur(images, [side, side], [float(strength)] * 2)
+    return TF.gaussian_blur(images, [side, side], [float(strength)] * 2).clamp_(0.0, 1.0)  # the kernel's sum is rounded
 
 
 def _low_resolution(images: Tensor, strength: float | Tensor, generator: Generator) -> Tensor:
@@ -72,9 +75,15 @@ def _low_resolution(images: Tensor, strength: float | Tensor, generator: Generat
 
 
 def _jpeg(images: Tensor, strength: float | Tensor, generator: Generator) -> Tensor:
-    pixels = (images * 255).round().to("cpu", torch.uint8)
-    coded = [TF.jpeg(film, quality=int(100 - strength)) for film in pixels]
-    return torch.stack(coded).to(images) / 255
+    pixels = (images * 255).round().to("cpu", torch.uint8).numpy()
+    coded = [_recode(film[0], quality=int(100 - strength)) for film in pixels]
+    return torch.from_numpy(np.stack(coded))[:, None].to(images) / 255
+
+
+def _recode(film: np.ndarray, *, quality: int) -> np.ndarray:
+    file = io.BytesIO()
+    Image.fromarray(film).save(file, "JPEG", quality=quality)
+    return np.asarray(Image.open(file))
 
 
 NOISES: dict[str, Noise] = {
@@ -91,10 +100,10 @@ NOISES: dict[str, Noise] = {
 
 
 def check(kind: str, strength: float) -> None:
-    """Raise UsageError unless the kind exists and the strength lies between none and twice its hardest level."""
+    """Raise UsageError unless the kind exists and the strength lies within `config.STRENGTHS`."""
     if kind not in NOISES:
         raise UsageError(f"no noise is called {kind!r}; there are: {', '.join(NOISES)}.")
-    top = min(2 * NOISES[kind].levels[-1], {"salt_pepper": 1.0, "jpeg": 99.0}.get(kind, np.inf))
+    top = STRENGTHS[kind]
     if not 0 <= strength <= top:
         unit = NOISES[kind].unit
         raise UsageError(f"{kind} noise of strength {strength} is out of range; give 0 to {top:g} ({unit}).")
@@ -113,10 +122,12 @@ def corrupt(images: Tensor, kind: str, strength: float | Tensor, *, generator: G
         A tensor like `images`; at strength 0 `images` itself.
 
     Raises:
-        UsageError: unknown kind, or a strength outside its range.
+        UsageError: unknown kind, a strength outside its range, or one strength per film for another kind.
     """
     if isinstance(strength, Tensor):
-        return NOISES[kind].apply(images, strength, generator)
+        if kind != "gaussian":
+            raise UsageError(f"one strength per film works for gaussian noise only, not for {kind!r}.")
+        return add_noise(images, strength, generator=generator)
     check(kind, strength)
     return NOISES[kind].apply(images, strength, generator) if strength > 0 else images
 

@@ -40,13 +40,7 @@ def open_data(config: Config, cache_dir: str | Path) -> ImageSet:
         cache_dir: where decoded films, and phantoms, are kept between runs.
     """
     cache_dir = runtime.locate(cache_dir)
-    root = (
-        runtime.locate(config.data_dir)
-        if config.data_dir
-        else phantom.write_folder(
-            cache_dir / "phantom", size=max(config.image_size, 128), seed=config.seed, progress=runtime.progress
-        )
-    )
+    root = runtime.locate(config.data_dir) if config.data_dir else _phantoms(config, cache_dir)
     options = {"image_size": config.image_size, "val_fraction": config.val_fraction, "seed": config.seed}
     return open_folder(root, cache_dir=cache_dir, progress=runtime.progress, **options)
 
@@ -217,7 +211,7 @@ def cases(predictions: pd.DataFrame, n: int, *, classes: tuple[str, ...]) -> pd.
 
 def films_at(images: ImageSet, paths: pd.Series) -> Films:
     """The films with those paths, in that order."""
-    rows = pd.Index(images.table["path"]).get_indexer(paths)
+    rows = pd.Series(range(len(images)), index=images.table["path"]).loc[list(paths)].to_numpy()
     return Films(images.images[rows], images.labels[rows], list(paths))
 
 
@@ -228,6 +222,12 @@ def arrays(
     prob = predictions[[f"p_{c}" for c in classes]].to_numpy(float)
     y_true = pd.Index(classes).get_indexer(predictions["label"])
     return y_true, calibration.softmax(np.log(np.clip(prob, 1e-30, 1)), temperature)
+
+
+def _phantoms(config: Config, cache_dir: Path) -> Path:
+    size, share = max(config.image_size, 128), config.phantoms
+    folder, counts = cache_dir / f"phantom_{size}px_seed{config.seed}_x{share:g}", phantom.scaled_counts(share)
+    return phantom.write_folder(folder, counts=counts, size=size, seed=config.seed, progress=runtime.progress)
 
 
 def _fit(

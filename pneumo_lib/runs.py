@@ -11,9 +11,10 @@ runs/<name>/config.json        the configuration; another one is refused
 import contextlib
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 
 from pneumo_lib import __version__, models, runtime
 from pneumo_lib.config import Config, from_dict, make
-from pneumo_lib.errors import DataError, TrainingError
+from pneumo_lib.errors import DataError, TrainingError, UsageError
 
 NOTEBOOKS = {
     "01": "01_data_exploration",
@@ -55,14 +56,15 @@ class Run:
         return self.path / role / name
 
     def load_model(self, role: str, name: str) -> SavedModel:
-        """The network of that role and name; a DataError names the notebook that makes it."""
+        """The network of that role and name, the architecture first; a DataError names the notebook that makes it."""
         maker = NOTEBOOKS["02" if role == "denoiser" else "03"]
-        return load_model(require(self.model_folder(role, name), made_by=maker))
+        folder = require(self.model_folder(role, name), made_by=maker)
+        return load_model(folder, architecture=name.split("_on_")[0])
 
     def write_metrics(self, notebook: str, values: dict[str, Any]) -> Path:
-        """Store the numbers of a notebook ("01" to "06") as metrics_NN.json."""
+        """Store the numbers of a notebook ("01" to "06") as metrics_NN.json; NaN and infinity become null."""
         path = self.path / f"metrics_{notebook}.json"
-        write_text(path, json.dumps(values, indent=1, sort_keys=True, default=_plain) + "\n")
+        write_text(path, json.dumps(_plain(values), indent=1, sort_keys=True, allow_nan=False) + "\n")
         return path
 
     def read_metrics(self, notebook: str) -> dict[str, Any]:
@@ -92,7 +94,8 @@ def run_name(config: Config) -> str:
     plain = make(config.preset, data_dir=config.data_dir)
     if config == plain:
         return config.preset
-    return f"{config.preset}-{hashlib.sha256(repr(replace(config, data_dir='')).encode()).hexdigest()[:6]}"
+    fields = config.to_dict() | {"data_dir": ""}
+    return f"{config.preset}-{hashlib.sha256(repr(fields).encode()).hexdigest()[:6]}"
 
 
 def open_run(path: str | Path, config: Config) -> Run:
@@ -133,7 +136,7 @@ def load_run(path: str | Path) -> Run:
         )
     try:
         return Run(path, from_dict(json.loads(record.read_text())))
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, UsageError) as error:
         raise DataError(
             f"{record} is not a configuration of this version: {error}. Delete the run and make it again."
         ) from error
@@ -160,7 +163,7 @@ def save_model(folder: Path, model: nn.Module, card: dict[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     save_weights(folder / "model.safetensors", model.state_dict())
     card = {**card, "sha256": sha256(folder / "model.safetensors"), "pneumo_lib": __version__}
-    write_text(folder / "model.json", json.dumps(card, indent=1, default=_plain) + "\n")
+    write_text(folder / "model.json", json.dumps(_plain(card), indent=1, allow_nan=False) + "\n")
 
 
 def load_model(folder: str | Path, *, architecture: str = "", classes: tuple[str, ...] = ()) -> SavedModel:
@@ -170,8 +173,8 @@ def load_model(folder: str | Path, *, architecture: str = "", classes: tuple[str
         architecture, classes: what the caller needs; another one is refused by name. Empty accepts any.
 
     Raises:
-        DataError: files missing or damaged, the wrong architecture or class list, or weights whose hash is not the
-            card's.
+        DataError: files missing or damaged, the wrong or an unknown architecture, the wrong class list, weights whose
+            hash is not the card's or that are not all finite.
     """
     folder = Path(folder)
     weights, record = folder / "model.safetensors", folder / "model.json"
@@ -179,7 +182,7 @@ def load_model(folder: str | Path, *, architecture: str = "", classes: tuple[str
         raise DataError(f"{folder} is not a model folder: it needs model.safetensors and model.json.")
     try:
         card = json.loads(record.read_text())
-        found, arguments, digest = card["architecture"], card["arguments"], card["sha256"]
+        found, arguments, digest = card["architecture"], dict(card["arguments"]), card["sha256"]
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{record} is not a model card: {error!r}. Make the model again.") from error
     if architecture and found != architecture:
@@ -190,13 +193,17 @@ def load_model(folder: str | Path, *, architecture: str = "", classes: tuple[str
         raise DataError(
             f"{weights} is not the file its card describes (SHA-256 differs): damaged or exchanged. Make it again."
         )
-    model = models.build(found, **arguments)
-    load_weights(model, weights)
+    try:
+        model = load_weights(models.build(found, **arguments), weights)
+    except UsageError as error:
+        raise DataError(f"{record} describes a network that this version cannot build: {error}") from error
+    if bad := [name for name, value in model.state_dict().items() if not value.isfinite().all()]:
+        raise DataError(f"{weights} holds NaN or infinity in {', '.join(bad)}: its training failed. Make it again.")
     return SavedModel(model.eval(), card)
 
 
 def save_weights(path: Path, state: dict[str, Tensor]) -> None:
-    """Store tensors as float32 safetensors, atomically."""
+    """Store tensors as safetensors, in the precision they have, atomically."""
     plain = {name: value.detach().cpu().contiguous() for name, value in state.items()}
     with replacing(path) as temporary:
         save_file(plain, temporary)
@@ -267,6 +274,14 @@ def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 
 
 def _plain(value: Any) -> Any:
-    if hasattr(value, "to_dict"):
-        return value.to_dict()
-    return value.item() if hasattr(value, "item") else str(value)
+    """The value in types of strict JSON: NumPy's, tensors, tables and estimates unfolded."""
+    for unfold in ("to_dict", "tolist"):
+        if hasattr(value, unfold):
+            return _plain(getattr(value, unfold)())
+    if isinstance(value, dict):
+        return {str(name): _plain(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, (int, str)) else str(value)

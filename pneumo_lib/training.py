@@ -6,10 +6,7 @@ process draws the noise of the whole batch and keeps its own rows: several proce
 started again, train on exactly what one uninterrupted process would.
 """
 
-import hashlib
-import json
 import math
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -20,7 +17,6 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
 from torch import Generator, Tensor, nn
 from torchmetrics import MeanMetric
 from torchmetrics.functional.image import peak_signal_noise_ratio
@@ -28,6 +24,16 @@ from torchmetrics.functional.image import peak_signal_noise_ratio
 from pneumo_lib import noise, runs, runtime
 from pneumo_lib.config import Recipe
 from pneumo_lib.errors import TrainingError
+from pneumo_lib.training_machinery import (
+    TrainingState,
+    batches,
+    fingerprint,
+    generator,
+    resident,
+    share,
+    take,
+    to_float,
+)
 
 
 @dataclass(frozen=True)
@@ -125,7 +131,7 @@ class Fitted:
     Attributes:
         name: of the task.
         history: one row per epoch: epoch, train_loss, train_score, val_loss, val_score, lr, seconds.
-        best_epoch: the epoch whose weights these are, by validation score.
+        best_epoch: the epoch whose weights these are, the one of the lowest validation loss.
     """
 
     name: str
@@ -149,20 +155,10 @@ class Task:
 
     def fingerprint(self, model: nn.Module) -> str:
         """Hash of everything that decides the trained weights, the fresh weights included."""
-        facts = [
-            str(getattr(self.step, "loss", "")),
-            asdict(self.corruption),
-            asdict(self.recipe),
-            self.seed,
-            self.precision,
-            self.train.keys,
-            self.val.keys,
-        ]
-        digest = hashlib.sha256(json.dumps(facts).encode())
-        for network in (model, getattr(self.step, "denoiser", None)):
-            for value in network.state_dict().values() if network else ():
-                digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()
+        step_loss = str(getattr(self.step, "loss", ""))
+        facts = [step_loss, asdict(self.corruption), asdict(self.recipe), self.seed, self.precision]
+        facts += [(films.keys, films.labels.tolist(), films.images.shape) for films in (self.train, self.val)]
+        return fingerprint(facts, model, getattr(self.step, "denoiser", None))
 
 
 def fit(model: nn.Module, task: Task, folder: Path) -> Fitted:
@@ -173,183 +169,118 @@ def fit(model: nn.Module, task: Task, folder: Path) -> Fitted:
 
     Args:
         model: fresh weights; trained in place.
-        folder: history.csv, best.safetensors, and checkpoints/epoch_NN.safetensors where the recipe asks for them.
+        folder: gets history.csv, the newest state, and checkpoints/epoch_NN.safetensors where the recipe asks for them.
 
     Raises:
         TrainingError: the loss is not a number (the last good state is kept), or `folder` holds a training of
             another task.
     """
     loop = _Loop(model, task, Path(folder))
-    loop.resume()
-    while not loop.finished:
+    loop.state.resume(loop.accelerator)
+    while not loop.state.finished:
         loop.run_epoch()
     return loop.result()
 
 
 class _Loop:
-    """The state of one training; `run_epoch` is the part to read."""
+    """One training as it runs; `run_epoch` and what it calls are the part to read."""
 
     def __init__(self, model: nn.Module, task: Task, folder: Path) -> None:
-        self.task, self.folder, self.fingerprint = task, folder, task.fingerprint(model)
-        self.accelerator: Accelerator = runtime.accelerator(task.precision)
+        self.task, self.folder = task, folder
+        self.state = TrainingState(folder, task.recipe, task.fingerprint(model))
+        self.accelerator = runtime.accelerator(task.precision)
         self.device = self.accelerator.device
         self.raw = model.to(self.device, memory_format=torch.channels_last)
         optimizer = torch.optim.Adam(model.parameters(), lr=task.recipe.lr, fused=True)
         self.model, self.optimizer = self.accelerator.prepare(self.raw, optimizer)
         if denoiser := getattr(task.step, "denoiser", None):
             denoiser.to(self.device, memory_format=torch.channels_last).eval().requires_grad_(False)
-        self.images = _on_device(task.train.images, self.device)
-        self.labels = torch.as_tensor(task.train.labels, device=self.device)
-        self.history: list[dict[str, float]] = []
-        self.best: dict[str, Tensor] = {}
-
-    @property
-    def finished(self) -> bool:
-        """Whether all epochs ran, or the validation score has stood still for `patience` epochs."""
-        done, patience = len(self.history), self.task.recipe.patience
-        return done >= self.task.recipe.epochs or (0 < patience <= done - self.best_epoch)
-
-    @property
-    def best_epoch(self) -> int:
-        """The first epoch with the highest validation score; 0 before training."""
-        scores = [row["val_score"] for row in self.history]
-        return int(np.argmax(scores)) + 1 if scores else 0
+        self.images = resident(task.train.images, self.device)
 
     def run_epoch(self) -> None:
         """Train on every film once, validate, store the state."""
-        epoch, recipe, start = len(self.history) + 1, self.task.recipe, time.perf_counter()
-        order = np.random.default_rng([self.task.seed, epoch]).permutation(len(self.task.train))
-        batches = [order[i : i + recipe.batch_size] for i in range(0, len(order), recipe.batch_size)]
-        (loss, score), losses = self._meters(), []
+        epoch, every, start = len(self.state.history) + 1, self.task.recipe.checkpoint_every, time.perf_counter()
+        row = {"epoch": epoch} | self.train(epoch) | self.validate()
+        row |= {"lr": self.optimizer.param_groups[0]["lr"], "seconds": time.perf_counter() - start}
+        if not math.isfinite(row["val_loss"]):
+            raise self._not_a_number("in validation")
+        if every and epoch % every == 0 and self.accelerator.is_main_process:
+            runs.save_weights(checkpoint(self.folder, epoch), self.raw.state_dict())
+        self.state.add(row, self.raw, self.accelerator)
+
+    def train(self, epoch: int) -> dict[str, float]:
+        """One pass over the training films in a fresh order, under fresh noise; their mean loss and score."""
+        recipe, seed, films = self.task.recipe, self.task.seed, self.task.train
+        order = np.random.default_rng([seed, epoch]).permutation(len(films))
+        steps, losses, (loss, score) = batches(order, recipe.batch_size), [], self._meters()
         self.model.train()
         title = f"{self.task.name}: epoch {epoch} of {recipe.epochs}"
-        for number, batch in enumerate(runtime.progress(batches, desc=title)):
-            generator = Generator(self.device).manual_seed(_mix(self.task.seed, epoch, number))
-            clean, labels = self._films(batch)
-            noisy = self.task.corruption(clean, generator)
-            mine, weight = self._share(len(batch))
+        for number, rows in enumerate(runtime.progress(steps, desc=title)):
+            clean, labels = to_float(take(self.images, rows, self.device)), take(films.labels, rows, self.device)
+            noisy = self.task.corruption(clean, generator(seed, epoch, number, device=self.device))
+            mine, weight = share(len(rows), self.accelerator)
             with self.accelerator.autocast():
                 outcome = self.task.step(self.model, clean[mine], noisy[mine], labels[mine])
             losses.append(outcome.loss.detach().mean())
-            self._set_lr((epoch - 1) * len(batches) + number)
+            self._set_lr((epoch - 1) * len(steps) + number, recipe.epochs * len(steps))
             self.optimizer.zero_grad()
-            self.accelerator.backward((outcome.loss * weight).sum() * self.accelerator.num_processes / len(batch))
+            self.accelerator.backward((outcome.loss * weight).sum() * self.accelerator.num_processes / len(rows))
             self.optimizer.step()
             loss.update(outcome.loss.detach(), weight)
             score.update(outcome.score.detach(), weight)
-        row = {"epoch": epoch, "train_loss": loss.compute().item(), "train_score": score.compute().item()}
-        self._check(losses, batches, row)
-        row |= self.validate() | {"lr": self.lr, "seconds": time.perf_counter() - start}
-        self.history.append(row)
-        self._store()
+        means = {"train_loss": loss.compute().item(), "train_score": score.compute().item()}
+        if not math.isfinite(means["train_loss"]):
+            raise self._not_a_number(self._first_bad(losses, steps))
+        return means
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
         """Mean loss and score over the validation films, each film under its own fixed noise."""
+        films, noise_of, (loss, score) = self.task.val, self.task.corruption, self._meters()
         self.model.eval()
-        films, corruption, (loss, score) = self.task.val, self.task.corruption, self._meters()
-        rank, world, size = self.accelerator.process_index, self.accelerator.num_processes, 64
-        for start in range(0, len(films), size):
-            rows = list(range(start, min(start + size, len(films))))[rank::world]
-            if not rows:
-                continue
-            clean = _to_float(torch.as_tensor(films.images[rows], device=self.device))
-            keys = [films.keys[row] for row in rows]
-            noisy = noise.corrupt_each(clean, keys, corruption.kind, corruption.strength, seed=self.task.seed)
+        for rows in batches(np.arange(len(films)), 64):
+            mine, weight = share(len(rows), self.accelerator)
+            clean = to_float(take(films.images, rows[mine], self.device))
+            labels, keys = take(films.labels, rows[mine], self.device), [films.keys[row] for row in rows[mine]]
+            noisy = noise.corrupt_each(clean, keys, noise_of.kind, noise_of.strength, seed=self.task.seed)
             with self.accelerator.autocast():
-                labels = torch.as_tensor(films.labels[rows], device=self.device)
                 outcome = self.task.step(self.raw, clean, noisy, labels)
-            loss.update(outcome.loss)
-            score.update(outcome.score)
+            loss.update(outcome.loss, weight)
+            score.update(outcome.score, weight)
         return {"val_loss": loss.compute().item(), "val_score": score.compute().item()}
 
     def result(self) -> Fitted:
         """The network with its best weights, and its history."""
-        self.raw.load_state_dict(self.best)
-        history = pd.DataFrame(self.history)
+        self.raw.load_state_dict(self.state.best)
+        history = pd.DataFrame(self.state.history)
         if self.accelerator.is_main_process:
             runs.write_text(self.folder / "history.csv", history.to_csv(index=False))
         self.accelerator.unwrap_model(self.raw, keep_fp32_wrapper=False)
         model = self.raw.to("cpu", memory_format=torch.contiguous_format).eval()
-        return Fitted(self.task.name, model, history, self.best_epoch)
+        return Fitted(self.task.name, model, history, self.state.best_epoch)
 
-    def resume(self) -> None:
-        """Load the newest whole state of this task, if there is one."""
-        states = sorted(self.folder.glob("state_*"))
-        if not states:
-            return
-        stored = json.loads((states[-1] / "progress.json").read_text())
-        if stored["fingerprint"] != self.fingerprint:
-            raise TrainingError(
-                f"{self.folder} holds a training with other data, recipe, seed or starting weights. "
-                "Choose another run folder, or delete this one."
-            )
-        self.history = stored["history"]
-        self.best = runs.read_weights(states[-1] / "best.safetensors")
-        if not self.finished:
-            self.accelerator.load_state(states[-1])
-
-    @property
-    def lr(self) -> float:
-        """Learning rate of the newest step."""
-        return self.optimizer.param_groups[0]["lr"]
-
-    def _set_lr(self, step: int) -> None:
-        recipe = self.task.recipe
-        total = recipe.epochs * math.ceil(len(self.task.train) / recipe.batch_size)
+    def _set_lr(self, step: int, total: int) -> None:
         for group in self.optimizer.param_groups:
-            group["lr"] = recipe.lr * _lr_factor(recipe.schedule, step, total)
-
-    def _films(self, batch: np.ndarray) -> tuple[Tensor, Tensor]:
-        if isinstance(self.images, Tensor):
-            rows = torch.as_tensor(batch, device=self.device)
-            return _to_float(self.images[rows]), self.labels[rows]
-        return _to_float(torch.as_tensor(self.images[batch], device=self.device)), self.labels[batch]
-
-    def _share(self, size: int) -> tuple[slice, Tensor]:
-        """This process's rows of a batch and their weights: 1, or 0 for the row that an idle process computes."""
-        rank, world = self.accelerator.process_index, self.accelerator.num_processes
-        mine = slice(rank, None, world) if rank < size else slice(0, 1)
-        weight = torch.full((len(range(size)[mine]),), float(rank < size), device=self.device)
-        return mine, weight
+            group["lr"] = learning_rate(self.task.recipe, step, total)
 
     def _meters(self) -> tuple[MeanMetric, MeanMetric]:
         return MeanMetric(nan_strategy="disable").to(self.device), MeanMetric(nan_strategy="disable").to(self.device)
 
-    def _check(self, losses: list[Tensor], batches: list[np.ndarray], row: dict[str, float]) -> None:
-        if math.isfinite(row["train_loss"]):
-            return
-        bad = torch.stack(losses).isfinite().logical_not().nonzero()
+    def _first_bad(self, losses: list[Tensor], steps: list[np.ndarray], most: int = 3) -> str:
+        bad = self.accelerator.reduce(torch.stack(losses)).isfinite().logical_not().nonzero()  # in any process
         step = int(bad[0]) if len(bad) else len(losses) - 1
-        raise TrainingError(
-            f"{self.task.name}: the loss is not a number at epoch {row['epoch']}, step {step + 1} of {len(losses)} "
-            f"(learning rate {self.lr:g}; films {self._names(batches[step])}). "
-            f"The state after epoch {row['epoch'] - 1} is kept in {self.folder}; lower the learning rate and run again."
+        names = [self.task.train.keys[row] for row in steps[step]]
+        more = f" and {len(names) - most} more" if len(names) > most else ""
+        return f"at step {step + 1} of {len(losses)}, films {', '.join(names[:most])}{more}"
+
+    def _not_a_number(self, where: str) -> TrainingError:
+        done = len(self.state.history)
+        kept = f"The state after epoch {done} is kept in {self.folder}. " if done else ""
+        return TrainingError(
+            f"{self.task.name}: the loss is not a number in epoch {done + 1}, {where} "
+            f"(learning rate {self.optimizer.param_groups[0]['lr']:g}). {kept}"
+            "Look at the films, or start again in a new folder with a lower learning rate."
         )
-
-    def _names(self, batch: np.ndarray, most: int = 3) -> str:
-        names = [self.task.train.keys[row] for row in batch[:most]]
-        return ", ".join(names) + (f" and {len(batch) - most} more" if len(batch) > most else "")
-
-    def _store(self) -> None:
-        """Keep the best weights, the checkpoint that is due, and the state; the state of the epoch before goes last."""
-        epoch, every, main = len(self.history), self.task.recipe.checkpoint_every, self.accelerator.is_main_process
-        if self.best_epoch == epoch:
-            self.best = {name: value.detach().cpu().clone() for name, value in self.raw.state_dict().items()}
-        if main and every and epoch % every == 0:
-            runs.save_weights(checkpoint(self.folder, epoch), self.raw.state_dict())
-        temporary = self.folder / "state.tmp"
-        if not self.finished:  # a finished training needs no optimiser any more
-            self.accelerator.save_state(temporary)
-            self.accelerator.wait_for_everyone()
-        if main:
-            runs.save_weights(temporary / "best.safetensors", self.best)
-            facts = {"fingerprint": self.fingerprint, "history": self.history}
-            runs.write_text(temporary / "progress.json", json.dumps(facts))
-            runs.move_folder(temporary, self.folder / f"state_{epoch:04d}")
-            for old in sorted(self.folder.glob("state_*"))[:-1]:
-                shutil.rmtree(old)
-        self.accelerator.wait_for_everyone()
 
 
 def checkpoint(folder: Path, epoch: int) -> Path:
@@ -357,24 +288,8 @@ def checkpoint(folder: Path, epoch: int) -> Path:
     return folder / "checkpoints" / f"epoch_{epoch:02d}.safetensors"
 
 
-def _lr_factor(schedule: str, step: int, total: int) -> float:
-    if schedule == "constant":
-        return 1.0
-    return min((step + 1) / (0.05 * total), 0.5 * (1 + math.cos(math.pi * step / total)))
-
-
-def _mix(*numbers: int) -> int:
-    digest = hashlib.sha256(",".join(map(str, numbers)).encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
-
-
-def _to_float(images: Tensor) -> Tensor:
-    """(B, H, W) uint8 -> (B, 1, H, W) float32 in [0, 1], channels last."""
-    return images[:, None].float().div_(255).contiguous(memory_format=torch.channels_last)
-
-
-def _on_device(images: np.ndarray, device: torch.device) -> Tensor | np.ndarray:
-    """The films as uint8 on the GPU if they fill at most half of its free memory, else where they are."""
-    if device.type != "cuda" or images.nbytes > torch.cuda.mem_get_info(device)[0] // 2:
-        return images
-    return torch.as_tensor(np.ascontiguousarray(images), device=device)
+def learning_rate(recipe: Recipe, step: int, total: int) -> float:
+    """The learning rate of a step, counted from 0, of `total` steps in the whole training."""
+    if recipe.schedule == "constant":
+        return recipe.lr
+    return recipe.lr * min((step + 1) / (0.05 * total), 0.5 * (1 + math.cos(math.pi * step / total)))

@@ -1,13 +1,11 @@
 """Which films stand in a set twice, and which patients stand in two splits.
 
 Exact copies have the same bytes (SHA-256). Near copies are the same film re-encoded, resized, trimmed, brightened or
-noised. Any two chest films correlate at 0.9, so raw thumbnails and 64-bit perceptual hashes say nothing; here each film
-becomes a thumbnail, band-passed and divided by its local contrast, which leaves the course of ribs, vessels and edges.
-Nearest neighbours at 32 x 32 nominate candidates; at 64 x 64 a candidate is registered onto its film (scale and shift
-along both axes, Gauss-Newton as in Lucas and Kanade 1981), and the correlation of the overlap is divided by the
-reliability of both films (Spearman 1904), so that a noised copy scores like a clean one.
-
-The threshold is measured on the set at hand (see `_threshold`) and checked by controls that are part of the answer.
+noised; mirrored and rotated ones or crops of more than about 5 % per side are not looked for. Any two chest films
+correlate at 0.9, so raw thumbnails and 64-bit perceptual hashes say nothing; here a film is a thumbnail, band-passed
+and divided by its local contrast. Nearest neighbours at 32 x 32 nominate candidates; these are registered (scale and
+shift along both axes, Gauss-Newton as in Lucas and Kanade 1981), and the correlation of the overlap at 64 x 64 is
+divided by the reliability of both films (Spearman 1904), so that a noised copy scores like a clean one.
 """
 
 import hashlib
@@ -29,12 +27,13 @@ from pneumo_lib.errors import DataError
 from pneumo_lib.images import resize, to_uint8
 
 FINE, COARSE = 64, 32
-_smooth = partial(gaussian_filter, axes=(1, 2), mode="nearest")
 MARGIN = 16  # one part in 16 of each side is not compared: trimming changes the filtered films there
 NEIGHBOURS = 4  # candidates per film and split: copies within one split must not hide those in another
 ZOOMS = (1.0, 0.95, 1.05)  # a trimmed copy is its original, magnified
-LIKELY, GATE = 0.5, 0.75  # correlation before, and coarsely after registration, below which no time is spent on a pair
+LIKELY, GATE = 0.5, 0.8  # correlation before, and coarsely after registration, below which no time is spent on a pair
 CHUNK, BATCH = 512, 32  # films searched and pairs registered at a time: bounds the memory, and fits the processor cache
+_REST = np.float32([[1, 0, 1, 0]])  # a pose: scale x, shift x, scale y, shift y about the centre, in pixels
+_smooth = partial(gaussian_filter, axes=(1, 2), mode="nearest")
 
 
 @dataclass(frozen=True)
@@ -44,11 +43,9 @@ class Audit:
     Attributes:
         pairs: one row per pair: path, split and class name of both, `kind` ("exact" or "near"), `similarity` (0 to 1).
         summary: one row per pair of splits: pairs by kind, films involved on each side, label conflicts, shared groups.
-        controls: one row per control: what is `expected` of it, its size n, the range of its similarities, and the
-            `rate` that counts as pairs (found rate of planted copies, false rate for other classes).
+        controls: per control what is `expected`, its size n, the range of similarities, and the `rate` taken for pairs.
         threshold: similarity from which a pair counts as a near copy.
-        scores: arrays for a histogram: `planted`, `other_class`, `same_patient`, and `best_match` of every film; 0 where
-            nothing came close enough to be registered.
+        scores: arrays to draw: `planted`, `other_class`, `same_patient`, each film's `best_match`; 0 is "nowhere near".
     """
 
     pairs: pd.DataFrame
@@ -73,8 +70,6 @@ class Audit:
 def audit(image_set: ImageSet, *, hashes: bool = True, planted: int = 60, seed: int = 0) -> Audit:
     """Look for copies and shared patients within and between the splits of ``image_set``.
 
-    Mirrored or rotated copies, and crops of more than about 5 % per side, are not looked for.
-
     Args:
         image_set: the films; their files are read for the hashes only.
         hashes: compare file bytes; without, exact copies count as near ones.
@@ -89,19 +84,18 @@ def audit(image_set: ImageSet, *, hashes: bool = True, planted: int = 60, seed: 
         raise DataError(f"The audit of {image_set.root} got {len(table)} films; to compare, it needs at least two.")
     rng, rows, films = np.random.default_rng(seed), np.arange(len(table)), _describe(images)
     scored = _score(films, films, _candidates(films, films, table.split.to_numpy(), differ=rows))
-    copies = _planted(images, films, table.split.to_numpy(), rng.permutation(rows)[:planted], rng)
+    copies = _planted(image_set, films, rng.permutation(rows)[:planted], rng)
     scores = {"planted": copies.similarity.to_numpy()} | _scores(films, scored, table)
     threshold = _threshold(scores["planted"], scores["best_match"])
     exact = _exact(image_set.root, table) if hashes else set()
-    near = scored[scored.similarity >= threshold]
-    found = {(a, b): s for a, b, s in near.itertuples(index=False)} | dict.fromkeys(exact, 1.0)
-    pairs = _pair_table(found, exact, table, image_set.classes)
+    near = {(row.a, row.b): row.similarity for row in scored[scored.similarity >= threshold].itertuples()}
+    pairs = _pair_table(near | dict.fromkeys(exact, 1.0), exact, table, image_set.classes)
     return Audit(pairs, _summary(pairs, table), _control_table(copies, scores, threshold), threshold, scores)
 
 
 @dataclass(frozen=True)
 class _Films:
-    """Of N films: coarse (N, 32, 32), and in two bands fine (N, 2, 64, 64) and reliability (N, 2) in (0, 1]; float32."""
+    """N films: coarse (N, 32, 32); in two bands fine (N, 2, 64, 64) and reliability (N, 2) in (0, 1]; float32."""
 
     coarse: np.ndarray
     fine: np.ndarray
@@ -109,58 +103,42 @@ class _Films:
 
 
 def _describe(images: np.ndarray) -> _Films:
-    parts = [_describe_chunk(images[i : i + CHUNK]) for i in range(0, len(images), CHUNK)]
+    parts = []
+    for start in range(0, len(images), CHUNK):
+        film = np.stack([resize(image / np.float32(255), 4 * FINE) for image in images[start : start + CHUNK]])
+        film = film.reshape(len(film), FINE, 4, FINE, 4).mean((2, 4))  # keeps noise white; a triangle would not
+        fine, reliability = zip(_band(film, 1.0, 3.0), _band(film, 0.7, 2.0), strict=True)
+        coarse, _ = _band(film.reshape(len(film), COARSE, 2, COARSE, 2).mean((2, 4)), 0.7, 3.0)
+        parts.append((coarse, np.stack(fine, 1), np.stack(reliability, 1)))
     return _Films(*(np.concatenate(part) for part in zip(*parts, strict=True)))
 
 
-def _describe_chunk(images: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    shrink, halve = _averages(images.shape[-1], FINE), _averages(FINE, COARSE)
-    film = shrink @ (np.asarray(images, np.float32) / 255) @ shrink.T
-    bands = _band(film, 1.0, 3.0), _band(film, 0.7, 2.0)
-    return _band(halve @ film @ halve.T, 0.7, 3.0)[0], *(np.stack(part, 1) for part in zip(*bands, strict=True))
-
-
-def _averages(size: int, target: int) -> np.ndarray:
-    """(target, size) weights with which each new pixel averages the old pixels that it covers."""
-    edges, pixel = np.linspace(0, size, target + 1), np.arange(size)
-    cover = np.minimum(edges[1:, None], pixel + 1) - np.maximum(edges[:-1, None], pixel)
-    return (np.clip(cover, 0, None) * target / size).astype(np.float32)
-
-
 def _band(x: np.ndarray, low: float, high: float) -> tuple[np.ndarray, np.ndarray]:
-    """Band-pass of (N, n, n) films over its local contrast, and the share of its power that is not noise, (N,).
-
-    Noise is read off the diagonal detail, where films have almost nothing to show; white noise passes into the band
-    with the gain that the same filters give to a single bright pixel.
-    """
+    """Band-pass of (N, n, n) films over its local contrast, and the share of its power that is not noise, (N,)."""
+    # Noise is read off the diagonal detail, where films show almost nothing; the gain of a dot is that of white noise.
     band = _smooth(x, low) - _smooth(x, high)
     power = _smooth(band**2, 4)
     dot = np.pad(np.ones((1, 1, 1)), ((0, 0), (16, 16), (16, 16)))
     gain = ((_smooth(dot, low) - _smooth(dot, high)) ** 2).sum()
     diagonal = np.pad(np.diff(np.diff(x, axis=1), axis=2) / 2, ((0, 0), (0, 1), (0, 1)))
-    noise = gain * _smooth(diagonal**2, 4)
-    reliability = np.clip(1 - noise / (power + 1e-6), 0.1, 1).mean((1, 2), dtype=np.float32)
-    return band / np.sqrt(power + 1e-4), reliability
+    reliability = np.clip(1 - gain * _smooth(diagonal**2, 4) / (power + 1e-6), 0.1, 1)
+    return band / np.sqrt(power + 1e-4), reliability.mean((1, 2), dtype=np.float32)
 
 
 def _vectors(coarse: np.ndarray, mean: np.ndarray) -> np.ndarray:
     """Unit vectors of the inner coarse films, without ``mean``, which is what all chests have in common."""
-    inner = slice(COARSE // MARGIN, -COARSE // MARGIN)
-    flat = (coarse - mean)[:, inner, inner].reshape(len(coarse), -1)
-    flat = flat - flat.mean(1, keepdims=True)
+    flat = (coarse - mean)[:, 2:-2, 2:-2].reshape(len(coarse), -1)
+    flat -= flat.mean(1, keepdims=True)
     return flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-6)
 
 
 def _candidates(query: _Films, films: _Films, part: np.ndarray, *, differ: np.ndarray | None = None) -> np.ndarray:
-    """(M, 2) rows of a query and of one of its nearest films within each ``part`` of the films.
-
-    ``differ`` (N,) names what the two must not share: row numbers leave out the film itself, labels its class.
-    """
+    """(M, 2) rows of a query and of a nearest film in each ``part``; ``differ`` names what they must not share."""
     mean, found = films.coarse.mean(0), [np.empty((0, 2), int)]
-    targets = _vectors(films.coarse, mean).T
+    targets, poses = _vectors(films.coarse, mean).T, [_REST * np.float32([zoom, 1, zoom, 1]) for zoom in ZOOMS]
     for start in range(0, len(query.coarse), CHUNK):
         coarse = query.coarse[start : start + CHUNK]
-        near = np.max([_vectors(_warp(coarse, _pose(len(coarse), zoom))[0], mean) @ targets for zoom in ZOOMS], axis=0)
+        near = np.max([_vectors(_warp(coarse, pose)[0], mean) @ targets for pose in poses], axis=0)
         if differ is not None:
             near[differ[start : start + CHUNK, None] == differ] = -1
         for members in (np.flatnonzero(part == name) for name in np.unique(part)):
@@ -172,12 +150,11 @@ def _candidates(query: _Films, films: _Films, part: np.ndarray, *, differ: np.nd
 
 def _score(query: _Films, films: _Films, pairs: np.ndarray) -> pd.DataFrame:
     """Similarity of the pairs, columns a, b and similarity; within one set (a, b) and (b, a) are one pair."""
-    if query is films:
-        pairs = np.unique(np.sort(pairs, axis=1), axis=0)
+    pairs = np.unique(np.sort(pairs, axis=1), axis=0) if query is films else pairs
     similarity = np.zeros(len(pairs), np.float32)
     for start in range(0, len(pairs), BATCH):
         a, b = pairs[start : start + BATCH].T
-        pose, agreement = _register(query.coarse[a], films.coarse[b], _pose(len(a)), steps=5)
+        pose, agreement = _register(query.coarse[a], films.coarse[b], _REST, steps=5)
         keep = np.flatnonzero(agreement >= GATE)
         if len(keep):
             similarity[start + keep] = _similarity(query, films, pairs[start + keep], pose[keep])
@@ -186,17 +163,12 @@ def _score(query: _Films, films: _Films, pairs: np.ndarray) -> pd.DataFrame:
 
 def _similarity(query: _Films, films: _Films, pairs: np.ndarray, pose: np.ndarray) -> np.ndarray:
     """Correlation freed of noise. The finer band tells more; its weight falls steeply where noise hides it."""
-    a, b = pairs.T
-    pose, agreement = _register(query.fine[a, 0], films.fine[b, 0], pose * np.float32([1, 2, 1, 2]), steps=4)
+    (a, b), larger = pairs.T, pose * np.float32([1, FINE // COARSE, 1, FINE // COARSE])
+    pose, agreement = _register(query.fine[a, 0], films.fine[b, 0], larger, steps=4)
     detail = _correlation(query.fine[a, 1], *_warp(films.fine[b, 1], pose))
     common = query.reliability[a] * films.reliability[b]
     plain, detail = np.minimum(1, np.stack([agreement, detail]) / np.sqrt(common.T))
     return plain + (detail - plain) * common[:, 1] ** 10
-
-
-def _pose(n: int, zoom: float = 1.0) -> np.ndarray:
-    """(n, 4) float32: scale x, shift x, scale y, shift y about the centre, in pixels."""
-    return np.tile(np.float32([zoom, 0, zoom, 0]), (n, 1))
 
 
 def _register(fixed: np.ndarray, moving: np.ndarray, pose: np.ndarray, *, steps: int) -> tuple[np.ndarray, np.ndarray]:
@@ -208,11 +180,11 @@ def _register(fixed: np.ndarray, moving: np.ndarray, pose: np.ndarray, *, steps:
 
 def _warp(films: np.ndarray, pose: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(M, n, n) films resampled bilinearly, and a mask of what may be compared."""
-    n, margin = films.shape[-1], films.shape[-1] // MARGIN
-    pixel, middle = np.arange(n, dtype=np.float32), np.float32((n - 1) / 2)
+    n, middle = films.shape[-1], np.float32((films.shape[-1] - 1) / 2)
+    pixel, reach = np.arange(n, dtype=np.float32), middle - n // MARGIN
     at = pose[:, ::2, None] * (pixel - middle) + pose[:, 1::2, None] + middle
     weights = np.maximum(0, 1 - np.abs(at[..., None] - pixel))
-    inside = ((np.abs(at - middle) <= middle - margin) & (np.abs(pixel - middle) <= middle - margin)).astype(np.float32)
+    inside = ((np.abs(at - middle) <= reach) & (np.abs(pixel - middle) <= reach)).astype(np.float32)
     return weights[:, 1] @ films @ weights[:, 0].transpose(0, 2, 1), inside[:, 1, :, None] * inside[:, 0, None, :]
 
 
@@ -227,56 +199,42 @@ def _gauss_newton(fixed: np.ndarray, moving: np.ndarray, pose: np.ndarray) -> np
     normal = jacobian @ jacobian.transpose(0, 2, 1) + 1e-3 * n * np.eye(6, dtype=np.float32)
     fit = np.linalg.solve(normal, jacobian @ (fixed * inside).reshape(len(fixed), -1, 1))[..., 0]
     move = np.clip(fit[:, :4] / np.maximum(fit[:, 4:5], 0.3), -1.5, 1.5) * np.float32([2 / n, 1, 2 / n, 1])
-    reach, rest = np.float32([0.15, n / 10, 0.15, n / 10]), _pose(1)
-    return np.clip(pose + move, rest - reach, rest + reach)
+    return _REST + np.clip(pose + move - _REST, *np.outer([-1, 1], np.float32([0.15, n / 10, 0.15, n / 10])))
 
 
 def _correlation(a: np.ndarray, b: np.ndarray, inside: np.ndarray) -> np.ndarray:
-    area = inside.sum((1, 2), keepdims=True)
-    a, b = ((x - (x * inside).sum((1, 2), keepdims=True) / area) * inside for x in (a, b))
+    a, b = ((x - np.mean(x, (1, 2), where=inside > 0, keepdims=True)) * inside for x in (a, b))
     return (a * b).sum((1, 2)) / np.sqrt((a * a).sum((1, 2)) * (b * b).sum((1, 2)) + 1e-9)
 
 
-def _jpeg(film: np.ndarray, quality: int) -> np.ndarray:
-    file = io.BytesIO()
-    Image.fromarray(to_uint8(film)).save(file, "JPEG", quality=quality)
+def _sent(film: np.ndarray, rng: np.random.Generator, *, sigma: float = 0.0, quality: int = 75) -> np.ndarray:
+    """Clipped noise and JPEG, in this order, as published noisy sets were made (at 512 pixels)."""
+    file, noise = io.BytesIO(), rng.normal(0, sigma, film.shape).astype(np.float32)
+    Image.fromarray(to_uint8(film + noise)).save(file, "JPEG", quality=quality)
     return np.asarray(Image.open(file), np.float32) / 255
-
-
-def _trim(film: np.ndarray, *sides: float) -> np.ndarray:
-    left, top, right, bottom = (round(side * len(film)) for side in sides)
-    return film[top : len(film) - bottom, left : len(film) - right]
-
-
-def _noised(film: np.ndarray, sigma: float, rng: np.random.Generator) -> np.ndarray:
-    """Clipped noise at 512 pixels, the size at which published noisy sets were made, then JPEG."""
-    film = resize(film, 512)
-    return _jpeg(film + rng.normal(0, sigma, film.shape).astype(np.float32), 75)
 
 
 # What happens to films between two publications: (S, S) in [0, 1] and a generator to a film of any size.
 ALTERATIONS: dict[str, Callable[[np.ndarray, np.random.Generator], np.ndarray]] = {
-    "JPEG quality 40": lambda film, rng: _jpeg(film, 40),
+    "JPEG quality 40": lambda film, rng: _sent(film, rng, quality=40),
     "half size": lambda film, rng: resize(film, len(film) // 2),
     "1.5 times the size": lambda film, rng: resize(film, len(film) * 3 // 2),
-    "2 % off each side": lambda film, rng: _trim(film, 0.02, 0.02, 0.02, 0.02),
-    "2 % off one side": lambda film, rng: _trim(film, *0.02 * np.eye(4)[rng.integers(4)]),
+    "2 % off each side": lambda film, rng: film[(k := round(0.02 * len(film))) : -k or None, k : -k or None],
+    "2 % off one side": lambda film, rng: film[:, round(0.02 * len(film)) :],
     "brightness and contrast": lambda film, rng: np.clip(1.2 * film - 0.1, 0, 1),
     "gamma 0.7": lambda film, rng: film**0.7,
-    "noise 0.1": lambda film, rng: _noised(film, 0.1, rng),
-    "noise 0.5": lambda film, rng: _noised(film, 0.5, rng),
+    "noise 0.1": lambda film, rng: _sent(resize(film, 512), rng, sigma=0.1),
+    "noise 0.5": lambda film, rng: _sent(resize(film, 512), rng, sigma=0.5),
 }
 
 
-def _planted(
-    images: np.ndarray, films: _Films, part: np.ndarray, rows: np.ndarray, rng: np.random.Generator
-) -> pd.DataFrame:
+def _planted(image_set: ImageSet, films: _Films, rows: np.ndarray, rng: np.random.Generator) -> pd.DataFrame:
     """Similarity of each altered copy with its original, 0 where the search did not even nominate that."""
-    found = []
+    size, split, found = image_set.images.shape[-1], image_set.table.split.to_numpy(), []
     for name, alter in ALTERATIONS.items():
-        altered = (resize(alter(images[row] / np.float32(255), rng), images.shape[-1]) for row in rows)
+        altered = (resize(alter(image_set.images[row] / np.float32(255), rng), size) for row in rows)
         copies = _describe(np.stack([to_uint8(film) for film in altered]))
-        pairs, similarity = _candidates(copies, films, part), np.zeros(len(rows), np.float32)
+        pairs, similarity = _candidates(copies, films, split), np.zeros(len(rows), np.float32)
         pairs = pairs[rows[pairs[:, 0]] == pairs[:, 1]]
         similarity[pairs[:, 0]] = _score(copies, films, pairs).similarity
         found.append(pd.DataFrame({"control": f"planted: {name}", "similarity": similarity}))
@@ -286,77 +244,59 @@ def _planted(
 def _scores(films: _Films, scored: pd.DataFrame, table: pd.DataFrame) -> dict[str, np.ndarray]:
     """Similarities of films that are not known to be copies; another class is the nearest thing to surely different."""
     group, similarity = table.group.to_numpy(object), scored.similarity.to_numpy()
-    best = np.zeros(len(table), np.float32)
-    np.maximum.at(best, scored[["a", "b"]].to_numpy().T, similarity)
-    label = table.label.to_numpy()
-    others = _score(films, films, _candidates(films, films, np.zeros(len(label)), differ=label))
-    same = (group[scored.a] == group[scored.b]) & (group[scored.a] != "")
-    return {
-        "other_class": others.groupby("a").similarity.max().to_numpy(),
-        "same_patient": similarity[same],
-        "best_match": best,
-    }
+    best, pairs = np.zeros(len(table), np.float32), scored[["a", "b"]].to_numpy()
+    np.maximum.at(best, pairs.ravel(), similarity.repeat(2))
+    others = _candidates(films, films, np.zeros(len(table)), differ=table.label.to_numpy())[::4]
+    same = similarity[(group[scored.a] == group[scored.b]) & (group[scored.a] != "")]
+    return {"other_class": _score(films, films, others).similarity.to_numpy(), "same_patient": same, "best_match": best}
 
 
 def _threshold(planted: np.ndarray, best: np.ndarray) -> float:
-    """Similarity that the best matches of different films would pass once in a hundred such sets.
-
-    Best matches are taken as normal after Fisher's transform; their median and upper quartile say nothing of copies
-    unless these are a quarter of the set, and then what 95 % of the planted copies reach is the upper bound.
-    """
-    bound, best = float(np.quantile(planted, 0.05)), best[best > 0]
+    """What 1 in 100 such sets without copies would pass; best matches are normal after Fisher's transform."""
+    bound, best = float(np.quantile(planted, 0.05)), best[best > 0]  # bound: for sets of which a quarter are copies
     if len(best) < 20:
         return bound
-    z = np.arctanh(np.minimum(best, 0.9999))
-    spread = (np.quantile(z, 0.75) - np.median(z)) / norm.ppf(0.75)
-    return min(bound, float(np.tanh(np.median(z) + spread * norm.isf(0.01 / len(best)))))
+    middle, upper = np.arctanh(np.minimum(np.quantile(best, [0.5, 0.75]), 0.9999))
+    return min(bound, float(np.tanh(middle + (upper - middle) / norm.ppf(0.75) * norm.isf(0.01 / len(best)))))
 
 
 def _control_table(planted: pd.DataFrame, scores: Mapping[str, np.ndarray], threshold: float) -> pd.DataFrame:
     samples = [(name, "pair", s.to_numpy()) for name, s in planted.groupby("control", sort=False).similarity]
-    samples.append(("nearest film of another class", "no pair", scores["other_class"]))
-    samples.append(("another film of the same patient", "either", scores["same_patient"]))
-    rows = [(n, e, len(s), s.min(), np.median(s), s.max(), (s >= threshold).mean()) for n, e, s in samples if len(s)]
+    samples += [("nearest films of another class", "no pair", scores["other_class"])]
+    samples += [("other films of the same patient", "either", scores["same_patient"])]
+    rows = [(*name, len(s), s.min(), np.median(s), s.max(), (s >= threshold).mean()) for *name, s in samples if len(s)]
     return pd.DataFrame(rows, columns=["control", "expected", "n", "minimum", "median", "maximum", "rate"])
 
 
 def _exact(root: Path, table: pd.DataFrame) -> set[tuple[int, int]]:
     """Pairs of rows whose files have equal bytes; only files of equal size are read."""
     digests: dict[bytes, list[int]] = {}
-    for row in np.flatnonzero(table.duplicated("bytes", keep=False)):
-        try:
+    try:
+        for row in np.flatnonzero(table.duplicated("bytes", keep=False)):
             data = (root / table.path[row]).read_bytes()
-        except OSError as error:
-            raise DataError(
-                f"The audit cannot read {root / table.path[row]} ({error}). Scan the folder again."
-            ) from error
-        digests.setdefault(hashlib.sha256(data).digest(), []).append(int(row))
+            digests.setdefault(hashlib.sha256(data).digest(), []).append(int(row))
+    except OSError as error:
+        raise DataError(f"The audit cannot read a film of {root}: {error}. Scan the folder again.") from error
     return {pair for same in digests.values() for pair in combinations(same, 2)}
 
 
-def _split_order(table: pd.DataFrame) -> list[str]:
-    known = ("train", "val", "test")
-    return [s for s in known if s in set(table.split)] + sorted(set(table.split) - set(known))
-
-
 def _pair_table(found: Mapping, exact: set, table: pd.DataFrame, classes: tuple[str, ...]) -> pd.DataFrame:
-    order, rows = {name: i for i, name in enumerate(_split_order(table))}, []
+    rows = []
     for pair, similarity in found.items():
-        a, b = (table.loc[row] for row in sorted(pair, key=lambda row: (order[table.split[row]], row)))
-        sides = (a.path, a.split, classes[a.label], b.path, b.split, classes[b.label])
-        rows.append(
-            (order[a.split], order[b.split], -similarity, *sides, "exact" if pair in exact else "near", similarity)
-        )
+        a, b = sorted((table.loc[row] for row in pair), key=lambda film: film.split, reverse=True)
+        sides = [value for film in (a, b) for value in (film.path, film.split, classes[film.label])]
+        rows.append((*sides, "exact" if pair in exact else "near", similarity))
     names = ["path_a", "split_a", "label_a", "path_b", "split_b", "label_b", "kind", "similarity"]
-    return pd.DataFrame([row[3:] for row in sorted(rows)], columns=names)
+    by = ["split_a", "split_b", "similarity"]
+    return pd.DataFrame(rows, columns=names).sort_values(by, ascending=False, ignore_index=True)
 
 
 def _summary(pairs: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
-    groups = {split: set(part.group) - {""} for split, part in table.groupby("split")}
-    names, rows = ["split_a", "split_b", "exact", "near", "films_a", "films_b", "label_conflicts", "groups_shared"], []
-    for a, b in combinations_with_replacement(_split_order(table), 2):
+    groups, rows = {split: set(part.group) - {""} for split, part in table.groupby("split")}, []
+    for a, b in combinations_with_replacement(sorted(groups, reverse=True), 2):
         p = pairs[(pairs.split_a == a) & (pairs.split_b == b)]
         left, right = (set(p.path_a), set(p.path_b)) if a != b else (set(p.path_a) | set(p.path_b),) * 2
-        counts = (p.kind == "exact").sum(), (p.kind == "near").sum(), len(left), len(right)
-        rows.append((a, b, *counts, (p.label_a != p.label_b).sum(), len(groups[a] & groups[b]) if a != b else 0))
+        counts = [sum(p.kind == "exact"), sum(p.kind == "near"), len(left), len(right), sum(p.label_a != p.label_b)]
+        rows.append((a, b, *counts, len(groups[a] & groups[b]) if a != b else 0))
+    names = ["split_a", "split_b", "exact", "near", "films_a", "films_b", "label_conflicts", "groups_shared"]
     return pd.DataFrame(rows, columns=names)

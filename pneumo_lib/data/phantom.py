@@ -177,6 +177,11 @@ class _Order:
         return Image.fromarray(gray)
 
 
+def scaled_counts(share: float) -> Counts:
+    """`DEFAULT_COUNTS` times a share, at least 2 films of each class in each split."""
+    return {split: {c: max(2, round(n * share)) for c, n in row.items()} for split, row in DEFAULT_COUNTS.items()}
+
+
 def write_folder(
     root: str | Path,
     *,

@@ -31,15 +31,15 @@ def build(name: str, **arguments: object) -> nn.Module:
     """Make a network with fresh weights from torch's global generator.
 
     Raises:
-        UsageError: no architecture of that name, or an argument that it does not take.
+        UsageError: no architecture of that name, or an argument that it does not take or cannot use.
     """
     if name not in MODELS:
         near = difflib.get_close_matches(name, MODELS, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise UsageError(f"no architecture is called {name!r}{hint} There are: {', '.join(sorted(MODELS))}.")
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise UsageError(f"no architecture is called {name!r}.{hint} There are: {', '.join(sorted(MODELS))}.")
     try:
         return MODELS[name](**arguments)
-    except TypeError as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         raise UsageError(f"architecture {name!r} cannot be built from {arguments}: {error}") from error
 
 

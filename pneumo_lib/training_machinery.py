@@ -1,0 +1,140 @@
+"""What the training loop stands on: its state on the disk, films on their way to the device, shares of a batch.
+
+A state is written under a temporary name and renamed once it is whole; the one before goes last. So a process that
+is killed at any moment leaves a whole state, from which the next one goes on.
+"""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Generator, Tensor, nn
+
+from pneumo_lib import runs
+from pneumo_lib.config import Recipe
+from pneumo_lib.errors import TrainingError
+
+
+class TrainingState:
+    """The memory of one training, in a folder `state_NNNN` named after its newest epoch.
+
+    Attributes:
+        history: one row per epoch.
+        best: the weights of the best epoch so far, copies on the CPU.
+
+    Args:
+        folder: of the training.
+        recipe: says when it has finished.
+        fingerprint: of the task; a state of another one is refused.
+    """
+
+    def __init__(self, folder: Path, recipe: Recipe, fingerprint: str) -> None:
+        self.folder, self.recipe, self.fingerprint = folder, recipe, fingerprint
+        self.history: list[dict[str, float]] = []
+        self.best: dict[str, Tensor] = {}
+
+    @property
+    def best_epoch(self) -> int:
+        """The first epoch with the lowest validation loss; 0 before training."""
+        losses = [row["val_loss"] for row in self.history]
+        return int(np.argmin(losses)) + 1 if losses else 0
+
+    @property
+    def finished(self) -> bool:
+        """Whether all epochs ran, or the validation loss has stood still for `patience` epochs."""
+        done, patience = len(self.history), self.recipe.patience
+        return done >= self.recipe.epochs or (0 < patience <= done - self.best_epoch)
+
+    def resume(self, accelerator: Accelerator) -> None:
+        """Take up the newest stored state, if there is one: the history, and what `accelerator` has prepared.
+
+        Raises:
+            TrainingError: it belongs to another task.
+        """
+        if accelerator.is_main_process:
+            shutil.rmtree(self.folder / "state.tmp", ignore_errors=True)  # of a process killed while it wrote
+        states = sorted(self.folder.glob("state_*"))
+        if not states:
+            return
+        stored = json.loads((states[-1] / "progress.json").read_text())
+        if stored["fingerprint"] != self.fingerprint:
+            raise TrainingError(
+                f"{self.folder} holds a training with other data, recipe, seed or starting weights. "
+                "Choose another run folder, or delete this one."
+            )
+        self.history = stored["history"]
+        self.best = runs.read_weights(states[-1] / "best.safetensors")
+        if not self.finished:
+            accelerator.load_state(states[-1])
+
+    def add(self, row: dict[str, float], model: nn.Module, accelerator: Accelerator) -> None:
+        """Record an epoch that has ended, with copies of its weights if it is the best, and store the state."""
+        self.history.append(row)
+        if self.best_epoch == len(self.history):
+            self.best = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
+        temporary = self.folder / "state.tmp"
+        if not self.finished:  # a finished training needs no optimiser any more
+            accelerator.save_state(temporary)
+            accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            self._complete(temporary)
+        accelerator.wait_for_everyone()
+
+    def _complete(self, temporary: Path) -> None:
+        runs.save_weights(temporary / "best.safetensors", self.best)
+        facts = {"fingerprint": self.fingerprint, "history": self.history}
+        runs.write_text(temporary / "progress.json", json.dumps(facts))
+        runs.move_folder(temporary, self.folder / f"state_{len(self.history):04d}")
+        for old in sorted(self.folder.glob("state_*"))[:-1]:
+            shutil.rmtree(old)
+
+
+def fingerprint(facts: list[Any], *networks: nn.Module | None) -> str:
+    """SHA-256 of facts that JSON can write and of the weights of networks."""
+    digest = hashlib.sha256(json.dumps(facts).encode())
+    for network in filter(None, networks):
+        for value in network.state_dict().values():
+            digest.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def generator(*numbers: int, device: torch.device) -> Generator:
+    """A random generator that is a function of these numbers."""
+    digest = hashlib.sha256(",".join(map(str, numbers)).encode()).digest()
+    return Generator(device).manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+def batches(order: np.ndarray, size: int) -> list[np.ndarray]:
+    """Cut an order of films into batches; the last one may be short."""
+    return [order[i : i + size] for i in range(0, len(order), size)]
+
+
+def share(size: int, accelerator: Accelerator) -> tuple[slice, Tensor]:
+    """This process's rows of a batch and their weights: 1, or 0 for the row that an idle process computes."""
+    rank, world = accelerator.process_index, accelerator.num_processes
+    mine = slice(rank, None, world) if rank < size else slice(0, 1)
+    return mine, torch.full((len(range(size)[mine]),), float(rank < size), device=accelerator.device)
+
+
+def resident(images: np.ndarray, device: torch.device) -> Tensor | np.ndarray:
+    """The films as uint8 on the GPU if they fill at most half of its free memory, else where they are."""
+    if device.type != "cuda" or images.nbytes > torch.cuda.mem_get_info(device)[0] // 2:
+        return images
+    return torch.as_tensor(np.ascontiguousarray(images), device=device)
+
+
+def take(source: Tensor | np.ndarray, rows: np.ndarray, device: torch.device) -> Tensor:
+    """Rows of a tensor on the device, or of an array that lies elsewhere."""
+    if isinstance(source, Tensor):
+        return source[torch.as_tensor(rows, device=device)]
+    return torch.as_tensor(source[rows], device=device)
+
+
+def to_float(images: Tensor) -> Tensor:
+    """(B, H, W) uint8 -> (B, 1, H, W) float32 in [0, 1], channels last."""
+    return images[:, None].float().div_(255).contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,449 @@
+"""Training: it learns, it counts each film once, it survives interruptions and says what went wrong."""
+
+import json
+import math
+from dataclasses import replace
+from itertools import pairwise
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from tiny import Stop, Tampered, curve, films, network, same_weights, stop_in_epoch, task
+from torch import Generator, nn
+
+from pneumo_lib import evaluation, noise, training, training_machinery
+from pneumo_lib.config import Recipe
+from pneumo_lib.errors import TrainingError
+from pneumo_lib.runs import read_weights
+from pneumo_lib.training import ClassificationStep, Corruption, DenoisingStep, Films, Outcome, Task, checkpoint, fit
+
+QUIET = Corruption(strength=0.0)
+
+
+@pytest.fixture(autouse=True)
+def no_bars(monkeypatch):
+    monkeypatch.setenv("PNEUMO_QUIET", "1")
+
+
+def repeated(few: Films, times: int) -> Films:
+    """The same few films over and over, so that one epoch has many steps."""
+    rows = np.tile(np.arange(len(few)), times)
+    return Films(few.images[rows], few.labels[rows], [few.keys[row] for row in rows])
+
+
+class Recorded:
+    """A step that keeps what it was shown: one entry per call."""
+
+    def __init__(self) -> None:
+        self.train: list[torch.Tensor] = []
+        self.val: list[torch.Tensor] = []
+
+    def __call__(self, model: nn.Module, clean: torch.Tensor, noisy: torch.Tensor, labels: torch.Tensor) -> Outcome:
+        (self.train if model.training else self.val).append(noisy.clone())
+        return ClassificationStep()(model, clean, noisy, labels)
+
+
+def judged(losses: list[float]) -> Tampered:
+    """A classification whose validation loss follows a list, one value per epoch."""
+    left = iter(losses)
+
+    def change(model: nn.Module, calls: int, outcome: Outcome) -> Outcome:
+        return outcome if model.training else Outcome(torch.full_like(outcome.loss, next(left)), outcome.score)
+
+    return Tampered(ClassificationStep(), change)
+
+
+# it learns
+
+
+def test_a_classifier_overfits_one_batch(tmp_path):
+    few = films(6)
+    assert len(set(few.labels)) == 3
+    job = task(train=repeated(few, 40), val=few, epochs=1, batch_size=6, lr=3e-3, corruption=QUIET)
+    row = fit(network(), job, tmp_path).history.iloc[-1]
+    assert row["val_score"] == 1.0 and row["val_loss"] < 0.01
+
+
+@pytest.mark.parametrize(("name", "gain"), [("autoencoder", 4.0), ("unet_denoiser", 6.0)])
+@pytest.mark.parametrize("loss", ["mse", "l1"])
+def test_a_denoiser_overfits_one_batch(tmp_path, name, gain, loss):
+    few = films(4)
+    job = task(
+        DenoisingStep(loss), train=repeated(few, 60), val=few, epochs=1, batch_size=4, lr=3e-3, schedule="cosine"
+    )
+    row = fit(network(name), job, tmp_path).history.iloc[-1]
+    noisy = evaluation.corrupted(few, evaluation.View("gaussian", 0.2))
+    clean = few.images / 255
+    before = float((10 * np.log10(1 / ((noisy - clean) ** 2).mean((1, 2)))).mean())
+    assert row["val_score"] > before + gain
+
+
+def test_shuffled_labels_teach_nothing(tmp_path):
+    train, val = films(90), films(90, seed=1)
+    shuffled = replace(train, labels=np.random.default_rng(0).permutation(train.labels))
+    options = {"val": val, "epochs": 4, "batch_size": 8, "corruption": QUIET}
+    honest = fit(network(), task(train=train, **options), tmp_path / "honest").history["val_score"].iloc[-1]
+    chance = fit(network(), task(train=shuffled, **options), tmp_path / "shuffled").history["val_score"].iloc[-1]
+    assert honest > 0.9
+    assert chance < 1 / 3 + 4 * math.sqrt(2 / 9 / len(val))  # four standard errors of guessing
+
+
+# it counts
+
+
+def test_the_mean_loss_is_that_of_the_whole_set_with_a_short_last_batch(tmp_path):
+    job = task(n=11, batch_size=10, epochs=1, lr=1e-7, corruption=QUIET)
+    model = network()
+    with torch.no_grad():
+        logits = model(torch.from_numpy(job.train.images)[:, None] / 255)
+    losses = F.cross_entropy(logits, torch.from_numpy(job.train.labels), reduction="none")
+    right = (logits.argmax(1).numpy() == job.train.labels).mean()
+    order = np.random.default_rng([job.seed, 1]).permutation(11)
+    by_batch = (losses[order[:10]].mean() + losses[order[10]]) / 2
+    row = fit(model, job, tmp_path).history.iloc[0]
+    assert row["train_loss"] == pytest.approx(float(losses.mean()), abs=1e-5)
+    assert abs(float(by_batch) - float(losses.mean())) > 1e-3  # else the test could not tell the two apart
+    assert row["train_score"] == pytest.approx(right)
+
+
+def test_one_epoch_shows_every_film_once_in_a_new_order_each_time(tmp_path):
+    step = Recorded()
+    job = task(step, corruption=QUIET)
+    fit(network(), job, tmp_path)
+    half = len(step.train) // 2
+    first, second = (torch.cat(part)[:, 0].mul(255).round().byte() for part in (step.train[:half], step.train[half:]))
+    assert [len(batch) for batch in step.train[:half]] == [5, 5, 2]
+    assert not torch.equal(first, second)
+    for shown in (first, second):
+        assert sorted(film.numpy().tobytes() for film in shown) == sorted(film.tobytes() for film in job.train.images)
+
+
+def test_validation_meets_the_same_noise_every_epoch_and_that_of_the_evaluation(tmp_path):
+    step = Recorded()
+    job = task(step, seed=4)
+    fit(network(), job, tmp_path)
+    first, second = step.val
+    assert torch.equal(first, second)
+    view = evaluation.View("gaussian", 0.2, job.seed)
+    np.testing.assert_array_equal(first[:, 0].numpy(), evaluation.corrupted(job.val, view))
+
+
+def test_training_meets_fresh_noise_every_time(tmp_path):
+    one = films(1)
+    step = Recorded()
+    fit(network(), task(step, train=repeated(one, 2), batch_size=1), tmp_path)
+    assert len(step.train) == 4
+    assert len({noisy.numpy().tobytes() for noisy in step.train}) == 4
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 8])
+@pytest.mark.parametrize("world", [1, 2, 3, 7])
+def test_processes_share_a_batch_without_gap_or_overlap(world, size):
+    seen = []
+    for rank in range(world):
+        process = SimpleNamespace(process_index=rank, num_processes=world, device=torch.device("cpu"))
+        rows, weight = training_machinery.share(size, process)
+        mine = list(range(size))[rows]
+        assert len(mine) == len(weight) >= 1  # an idle process still computes a row, or the others would wait for it
+        seen += [row for row, counts in zip(mine, weight, strict=True) if counts]
+    assert sorted(seen) == list(range(size))
+
+
+def test_memory_mapped_films_train_like_those_in_memory(tmp_path):
+    job = task()
+    np.save(tmp_path / "films.npy", job.train.images)
+    mapped = replace(job.train, images=np.load(tmp_path / "films.npy", mmap_mode="r"))
+    inside = fit(network(), job, tmp_path / "a")
+    outside = fit(network(), replace(job, train=mapped), tmp_path / "b")
+    assert same_weights(inside.model.state_dict(), outside.model.state_dict())
+
+
+# noise of the training
+
+
+def test_a_share_of_the_films_gets_another_strength(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(noise, "corrupt", lambda images, kind, strength, generator: drawn.append(strength))
+    Corruption(strength=0.5, low=0.1, share=0.25)(torch.zeros(4000, 1, 1, 1), Generator().manual_seed(0))
+    other = drawn[0][drawn[0] != 0.5]
+    assert len(other) == pytest.approx(1000, abs=100)
+    assert 0.1 <= float(other.min()) < 0.12 and 0.58 < float(other.max()) <= 0.6
+    assert float(other.mean()) == pytest.approx(0.35, abs=0.02)
+
+
+def test_without_a_share_every_film_gets_the_same_strength():
+    gray = torch.full((500, 1, 8, 8), 0.5)
+    fixed = Corruption(strength=0.05)(gray, Generator().manual_seed(0)).std((1, 2, 3))
+    mixed = Corruption(strength=0.05, share=1.0)(gray, Generator().manual_seed(0)).std((1, 2, 3))
+    assert float(fixed.min()) > 0.03 and float(fixed.max()) < 0.07
+    assert float(mixed.min()) < 0.01  # nearly clean films among them
+
+
+# learning rate
+
+
+def test_the_constant_schedule():
+    assert {training.learning_rate(Recipe(epochs=3, lr=0.02), step, 60) for step in range(60)} == {0.02}
+
+
+def test_the_cosine_schedule_warms_up_and_falls_to_zero():
+    recipe = Recipe(epochs=1, lr=0.1, schedule="cosine")
+    rates = [training.learning_rate(recipe, step, 100) for step in range(100)]
+    assert rates[:4] == pytest.approx([0.02, 0.04, 0.06, 0.08])  # linear over the first 5 % of the steps
+    assert rates[50] == pytest.approx(0.05)
+    assert np.argmax(rates) == 4 and all(a > b for a, b in pairwise(rates[4:]))
+    assert 0 < rates[-1] < 1e-4
+
+
+def test_the_history_shows_the_rate_of_the_last_step(tmp_path):
+    job = task(schedule="cosine", lr=1e-3)  # 3 steps per epoch
+    rates = fit(network(), job, tmp_path).history["lr"]
+    assert rates.tolist() == pytest.approx([0.5e-3 * (1 + math.cos(math.pi * step / 6)) for step in (2, 5)])
+
+
+# which weights come out
+
+
+def test_the_best_weights_are_copies_and_not_the_last(tmp_path):
+    job = task(judged([0.9, 0.1, 0.5, 0.8]), epochs=4, checkpoint_every=1)
+    fitted = fit(network(), job, tmp_path)
+    best, last = (read_weights(checkpoint(tmp_path, epoch)) for epoch in (2, 4))
+    assert fitted.best_epoch == 2 and len(fitted.history) == 4
+    assert same_weights(fitted.model.state_dict(), best)
+    assert not same_weights(fitted.model.state_dict(), last)
+
+
+def test_the_first_of_equal_losses_is_the_best(tmp_path):
+    assert fit(network(), task(judged([0.7, 0.5, 0.5]), epochs=3), tmp_path).best_epoch == 2
+
+
+@pytest.mark.parametrize(
+    ("losses", "patience", "ran", "best"),
+    [
+        ([0.9, 0.5, 0.6, 0.5, 0.7, 0.1], 3, 5, 2),
+        ([0.9, 0.5, 0.6, 0.4, 0.7, 0.8], 3, 6, 4),
+        ([0.1, 0.9, 0.9, 0.9, 0.9, 0.9], 0, 6, 1),
+    ],
+)
+def test_patience_ends_a_training_that_stands_still(tmp_path, losses, patience, ran, best):
+    fitted = fit(network(), task(judged(losses), epochs=6, patience=patience), tmp_path)
+    assert len(fitted.history) == ran and fitted.best_epoch == best
+
+
+def test_checkpoints_are_kept_every_k_epochs(tmp_path):
+    job = task(epochs=5, checkpoint_every=2)
+    fit(network(), job, tmp_path)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [
+        "epoch_02.safetensors",
+        "epoch_04.safetensors",
+    ]
+    assert not same_weights(*(read_weights(checkpoint(tmp_path, epoch)) for epoch in (2, 4)))
+
+
+def test_the_result_is_ready_for_use(tmp_path):
+    fitted = fit(network(), task(name="cnn2_on_x"), tmp_path)
+    assert fitted.name == "cnn2_on_x" and not fitted.model.training
+    columns = ["epoch", "train_loss", "train_score", "val_loss", "val_score", "lr", "seconds"]
+    assert list(fitted.history.columns) == columns and fitted.history["epoch"].tolist() == [1, 2]
+    assert (tmp_path / "history.csv").read_text().splitlines()[0] == ",".join(columns)
+    assert all(value.dtype == torch.float32 and value.is_contiguous() for value in fitted.model.state_dict().values())
+
+
+def test_the_frozen_denoiser_stays_as_it_is(tmp_path):
+    denoiser = network("autoencoder", seed=1)
+    before = {name: value.clone() for name, value in denoiser.state_dict().items()}
+    model = network()
+    fitted = fit(model, task(ClassificationStep(denoiser)), tmp_path)
+    assert same_weights(denoiser.state_dict(), before)
+    assert all(value.grad is None for value in denoiser.parameters()) and not denoiser.training
+    assert not same_weights(fitted.model.state_dict(), network().state_dict())  # while the classifier did learn
+
+
+def test_the_classifier_sees_denoised_films():
+    seen = []
+    model = nn.Module()
+    model.forward = lambda images: seen.append(images) or torch.zeros(len(images), 3)
+    clean, noisy, labels = torch.zeros(2, 1, 8, 8), torch.ones(2, 1, 8, 8), torch.tensor([0, 2])
+    outcome = ClassificationStep(lambda films: films / 4)(model, clean, noisy, labels)
+    assert torch.equal(seen[0], torch.full((2, 1, 8, 8), 0.25))
+    assert outcome.score.tolist() == [1.0, 0.0] and outcome.loss.tolist() == pytest.approx([math.log(3)] * 2)
+
+
+@pytest.mark.parametrize(("loss", "expected"), [("mse", [0.25, 0.01]), ("l1", [0.5, 0.1])])
+def test_the_denoising_step_scores_each_film(loss, expected):
+    clean = torch.zeros(2, 1, 4, 4)
+    restored = torch.tensor([0.5, 0.1])[:, None, None, None].expand(2, 1, 4, 4)
+    outcome = DenoisingStep(loss)(lambda noisy: restored, clean, clean, torch.zeros(2))
+    assert outcome.loss.tolist() == pytest.approx(expected)
+    assert outcome.score.tolist() == pytest.approx([10 * math.log10(4), 20.0], abs=1e-4)
+
+
+# precision
+
+
+def test_bf16_and_float32_follow_each_other_in_one_process(tmp_path):
+    results = {}
+    for number, precision in enumerate(("bf16", "no", "bf16")):
+        results[number] = fit(network(), task(precision=precision), tmp_path / str(number))
+    weights = [fitted.model.state_dict() for fitted in results.values()]
+    assert all(value.dtype == torch.float32 for state in weights for value in state.values())
+    assert same_weights(weights[0], weights[2]) and not same_weights(weights[0], weights[1])
+    losses = [fitted.history["train_loss"].iloc[-1] for fitted in results.values()]
+    assert losses[0] == pytest.approx(losses[1], rel=0.05)
+
+
+# interruptions
+
+
+@pytest.mark.parametrize("epoch", [1, 2, 4])
+@pytest.mark.parametrize(
+    ("name", "step"), [("cnn2", ClassificationStep()), ("autoencoder", DenoisingStep())], ids=["cnn2", "autoencoder"]
+)
+def test_a_stopped_training_goes_on_to_the_same_weights(tmp_path, name, step, epoch):
+    job = task(step, epochs=4, schedule="cosine", checkpoint_every=3)
+    whole = fit(network(name), job, tmp_path / "whole")
+    with pytest.raises(Stop):
+        fit(network(name), stop_in_epoch(job, epoch), tmp_path / "stopped")
+    assert not (tmp_path / "stopped" / "history.csv").exists()
+    torch.manual_seed(99)  # nothing may hang on the global generator
+    resumed = fit(network(name), job, tmp_path / "stopped")
+    assert same_weights(resumed.model.state_dict(), whole.model.state_dict())
+    assert curve(resumed) == curve(whole)
+    assert same_weights(*(read_weights(checkpoint(tmp_path / part, 3)) for part in ("whole", "stopped")))
+
+
+def test_a_stop_within_patience_is_remembered(tmp_path):
+    losses = [0.9, 0.5, 0.6, 0.7, 0.8, 0.9]
+    job = task(judged(losses), epochs=6, patience=3)
+    with pytest.raises(Stop):
+        fit(network(), stop_in_epoch(job, 4), tmp_path)
+    resumed = fit(network(), task(judged(losses[3:]), epochs=6, patience=3), tmp_path)
+    assert len(resumed.history) == 5 and resumed.best_epoch == 2
+
+
+def test_a_finished_folder_gives_its_result_at_once(tmp_path, monkeypatch):
+    job = task(judged([0.1, 0.9]))
+    first = fit(network(), job, tmp_path)
+    (state,) = tmp_path.glob("state*")
+    assert {path.name for path in state.iterdir()} == {"best.safetensors", "progress.json"}  # no optimiser
+    monkeypatch.setattr(training._Loop, "run_epoch", lambda self: pytest.fail("trained again"))
+    again = fit(network(), job, tmp_path)
+    assert same_weights(again.model.state_dict(), first.model.state_dict())
+    assert again.best_epoch == first.best_epoch == 1 and curve(again) == curve(first)
+
+
+def other_tasks() -> dict[str, Task]:
+    job = task()
+    relabelled = replace(job.train, labels=(job.train.labels + 1) % 3)
+    renamed = replace(job.val, keys=[f"other_{key}" for key in job.val.keys])
+    return {
+        "seed": replace(job, seed=1),
+        "learning rate": replace(job, recipe=replace(job.recipe, lr=2e-3)),
+        "epochs": replace(job, recipe=replace(job.recipe, epochs=3)),
+        "noise": replace(job, corruption=Corruption(strength=0.3)),
+        "precision": replace(job, precision="bf16"),
+        "labels": replace(job, train=relabelled),
+        "films": replace(job, val=renamed),
+        "fewer films": task(n=11),
+        "film size": replace(job, train=films(12, size=64)),
+        "denoiser": replace(job, step=ClassificationStep(network("autoencoder"))),
+    }
+
+
+@pytest.mark.parametrize("difference", list(other_tasks()))
+def test_the_folder_of_another_task_is_refused(tmp_path, difference):
+    with pytest.raises(Stop):
+        fit(network(), stop_in_epoch(task(), 2), tmp_path)
+    kept = {path: path.read_bytes() for path in tmp_path.rglob("*.json")}
+    with pytest.raises(TrainingError, match="other data, recipe, seed or starting weights") as error:
+        fit(network(), other_tasks()[difference], tmp_path)
+    assert str(tmp_path) in str(error.value)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.json")} == kept
+
+
+def test_other_starting_weights_and_other_losses_are_refused(tmp_path):
+    fit(network("autoencoder"), task(DenoisingStep("mse")), tmp_path)
+    for model, step in ((network("autoencoder", seed=1), "mse"), (network("autoencoder"), "l1")):
+        with pytest.raises(TrainingError, match="starting weights"):
+            fit(model, task(DenoisingStep(step)), tmp_path)
+
+
+def test_the_fingerprint_reads_every_kind_of_weight():
+    model = nn.Sequential(nn.BatchNorm2d(1))  # counts its batches in an integer without dimensions
+    before = training_machinery.fingerprint([], model)
+    model[0].num_batches_tracked += 1
+    assert training_machinery.fingerprint([], model) != before
+    assert training_machinery.fingerprint([], model, None) == training_machinery.fingerprint([], model)
+
+
+def test_what_a_killed_process_left_half_written_is_cleared(tmp_path):
+    half = tmp_path / "state.tmp"
+    half.mkdir()
+    (half / ".best.safetensors.123.tmp").write_bytes(b"half")
+    fit(network(), task(), tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["history.csv", "state_0002"]
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+# a loss that is not a number
+
+
+def broken(at: int, *, training_only: bool = True) -> Tampered:
+    """A classification whose loss is NaN at one training step, counted from 1, or in every validation."""
+    steps = 0
+
+    def change(model: nn.Module, calls: int, outcome: Outcome) -> Outcome:
+        nonlocal steps
+        steps += model.training
+        bad = steps == at if model.training else not training_only
+        return Outcome(outcome.loss * math.nan if bad else outcome.loss, outcome.score)
+
+    return Tampered(ClassificationStep(), change)
+
+
+def test_a_nan_names_epoch_step_and_films_and_keeps_the_last_good_state(tmp_path):
+    job = task(epochs=3)  # 3 steps per epoch
+    with pytest.raises(TrainingError) as error:
+        fit(network(), replace(job, step=broken(at=5)), tmp_path)
+    films_of_step = np.random.default_rng([0, 2]).permutation(12)[5:10]
+    first = ", ".join(job.train.keys[row] for row in films_of_step[:3])
+    message = str(error.value)
+    assert f"epoch 2, at step 2 of 3, films {first} and 2 more" in message
+    assert "learning rate 0.001" in message and f"state after epoch 1 is kept in {tmp_path}" in message
+    assert [path.name for path in tmp_path.glob("state*")] == ["state_0001"]
+    resumed, whole = fit(network(), job, tmp_path), fit(network(), job, tmp_path / "whole")
+    assert same_weights(resumed.model.state_dict(), whole.model.state_dict())
+
+
+def test_a_nan_in_the_first_epoch_stores_nothing(tmp_path):
+    with pytest.raises(TrainingError) as error:
+        fit(network(), task(step=broken(at=1)), tmp_path)
+    assert "epoch 1, at step 1 of 3" in str(error.value) and "is kept" not in str(error.value)
+    assert not list(tmp_path.glob("state*"))
+
+
+def test_a_nan_in_validation_is_never_the_best(tmp_path):
+    with pytest.raises(TrainingError, match="epoch 1, in validation"):
+        fit(network(), task(step=broken(at=0, training_only=False)), tmp_path)
+    assert not list(tmp_path.glob("state*"))
+
+
+def test_weights_broken_by_the_last_step_are_caught(tmp_path):
+    def change(model: nn.Module, calls: int, outcome: Outcome) -> Outcome:
+        if not model.training:
+            return outcome
+        root = torch.sqrt(outcome.loss.sum() * 0)  # worth 0, but its gradient is not a number
+        return Outcome(outcome.loss + root, outcome.score)
+
+    job = task(Tampered(ClassificationStep(), change), n=5, batch_size=5)  # one step: every training loss is finite
+    with pytest.raises(TrainingError, match="in validation"):
+        fit(network(), job, tmp_path)
+    assert not list(tmp_path.glob("state*"))
+
+
+def test_the_stored_state_is_readable_json(tmp_path):
+    fit(network(), task(), tmp_path)
+    stored = json.loads((tmp_path / "state_0002" / "progress.json").read_text())
+    assert [row["epoch"] for row in stored["history"]] == [1, 2] and len(stored["fingerprint"]) == 64
