@@ -1,4 +1,4 @@
-"""Copies that are planted must be found, films that only look alike must not, and the numbers must say how sure this is."""
+"""Planted copies must be found, films that only look alike must not, and the controls must say how sure this is."""
 
 from dataclasses import FrozenInstanceError
 
@@ -35,17 +35,17 @@ def altered(film: np.ndarray, name: str, rng: np.random.Generator) -> np.ndarray
 
 @pytest.fixture(scope="module")
 def planted():
-    """60 training films and, in test, one altered copy of each of the first films under another class."""
-    originals, rng = phantoms(60, seed=5), np.random.default_rng(0)
+    """100 training films and, in test, one altered copy of each of the first films under another class."""
+    originals, rng = phantoms(100, seed=5), np.random.default_rng(0)
     copies = np.stack([altered(originals[i], name, rng) for i, name in enumerate(ALTERATIONS)])
-    split = ["train"] * 60 + ["test"] * len(copies)
-    label = [i % 3 for i in range(60)] + [(i + 1) % 3 for i in range(len(copies))]
+    split = ["train"] * 100 + ["test"] * len(copies)
+    label = [i % 3 for i in range(100)] + [(i + 1) % 3 for i in range(len(copies))]
     films = film_set(np.concatenate([originals, copies]), split, label=label)
     return audit(films, hashes=False, planted=20)
 
 
 def test_every_planted_alteration_is_found_and_nothing_else(planted):
-    expected = {(f"train/{i}.png", f"test/{60 + i}.png") for i in range(len(ALTERATIONS))}
+    expected = {(f"train/{i}.png", f"test/{100 + i}.png") for i in range(len(ALTERATIONS))}
     assert set(zip(planted.pairs.path_a, planted.pairs.path_b, strict=True)) == expected
     assert set(planted.pairs.kind) == {"near"}
     assert planted.pairs.similarity.between(planted.threshold, 1).all()
@@ -59,7 +59,7 @@ def test_summary_counts_pairs_films_and_label_conflicts(planted):
 
 
 def test_involved_is_one_sided(planted):
-    assert planted.involved("test", "train") == {f"test/{60 + i}.png" for i in range(len(ALTERATIONS))}
+    assert planted.involved("test", "train") == {f"test/{100 + i}.png" for i in range(len(ALTERATIONS))}
     assert planted.involved("train", ["test"]) == {f"train/{i}.png" for i in range(len(ALTERATIONS))}
     assert planted.involved("train", ["val"]) == frozenset()
     assert planted.involved("train", ["train"]) == frozenset()
@@ -72,7 +72,7 @@ def test_controls_justify_the_threshold(planted):
     assert found.rate.min() >= 0.9
     others = controls.loc["nearest films of another class"]
     assert others.expected == "no pair"
-    assert planted.scores["best_match"].shape == (60 + len(ALTERATIONS),)
+    assert planted.scores["best_match"].shape == (100 + len(ALTERATIONS),)
     assert all(((s >= 0) & (s <= 1)).all() for s in planted.scores.values())
     assert {"planted", "other_class", "same_patient", "best_match"} == set(planted.scores)
 
@@ -89,7 +89,9 @@ def test_audit_is_repeatable_and_frozen():
 def test_copies_within_one_split_do_not_hide_those_in_another():
     films, rng = phantoms(40, seed=2), np.random.default_rng(1)
     copies = [altered(films[0], "noise 0.1", rng) for _ in range(7)]
-    result = audit(film_set(np.stack([*films, *copies]), ["train"] * 40 + ["train"] * 6 + ["test"]), hashes=False)
+    result = audit(
+        film_set(np.stack([*films, *copies]), ["train"] * 40 + ["train"] * 6 + ["test"]), hashes=False, planted=10
+    )
     assert result.involved("test", "train") == {"test/46.png"}
 
 
@@ -149,7 +151,7 @@ def test_flat_films_and_a_single_class_end_in_numbers():
 
 def test_a_set_that_was_copied_whole_into_test_is_found():
     films = phantoms(30, seed=3)
-    result = audit(film_set(np.concatenate([films, films]), ["train"] * 30 + ["test"] * 30), hashes=False, planted=20)
+    result = audit(film_set(np.concatenate([films, films]), ["train"] * 30 + ["test"] * 30), hashes=False, planted=10)
     assert len(result.involved("test", "train")) == 30
 
 

@@ -136,15 +136,14 @@ def _candidates(query: _Films, films: _Films, part: np.ndarray, *, differ: np.nd
     """(M, 2) rows of a query and of a nearest film in each ``part``; ``differ`` names what they must not share."""
     mean, found = films.coarse.mean(0), [np.empty((0, 2), int)]
     targets, poses = _vectors(films.coarse, mean).T, [_REST * np.float32([zoom, 1, zoom, 1]) for zoom in ZOOMS]
-    for start in range(0, len(query.coarse), CHUNK):
-        coarse = query.coarse[start : start + CHUNK]
-        near = np.max([_vectors(_warp(coarse, pose)[0], mean) @ targets for pose in poses], axis=0)
+    for rows in (slice(start, start + CHUNK) for start in range(0, len(query.coarse), CHUNK)):
+        near = np.max([_vectors(_warp(query.coarse[rows], pose)[0], mean) @ targets for pose in poses], axis=0)
         if differ is not None:
-            near[differ[start : start + CHUNK, None] == differ] = -1
+            near[differ[rows, None] == differ] = -1
         for members in (np.flatnonzero(part == name) for name in np.unique(part)):
             top = np.argpartition(-near[:, members], min(NEIGHBOURS, len(members)) - 1, axis=1)[:, :NEIGHBOURS]
             row, column = np.nonzero(np.take_along_axis(near[:, members], top, 1) >= LIKELY)
-            found.append(np.stack([row + start, members[top[row, column]]], 1))
+            found.append(np.stack([row + rows.start, members[top[row, column]]], 1))
     return np.concatenate(found)
 
 
@@ -253,7 +252,7 @@ def _scores(films: _Films, scored: pd.DataFrame, table: pd.DataFrame) -> dict[st
 
 def _threshold(planted: np.ndarray, best: np.ndarray) -> float:
     """What 1 in 100 such sets without copies would pass; best matches are normal after Fisher's transform."""
-    bound, best = float(np.quantile(planted, 0.05)), best[best > 0]  # bound: for sets of which a quarter are copies
+    bound, best = float(np.quantile(planted, 0.02)), best[best > 0]  # bound: for sets of which a quarter are copies
     if len(best) < 20:
         return bound
     middle, upper = np.arctanh(np.minimum(np.quantile(best, [0.5, 0.75]), 0.9999))
@@ -287,8 +286,7 @@ def _pair_table(found: Mapping, exact: set, table: pd.DataFrame, classes: tuple[
         sides = [value for film in (a, b) for value in (film.path, film.split, classes[film.label])]
         rows.append((*sides, "exact" if pair in exact else "near", similarity))
     names = ["path_a", "split_a", "label_a", "path_b", "split_b", "label_b", "kind", "similarity"]
-    by = ["split_a", "split_b", "similarity"]
-    return pd.DataFrame(rows, columns=names).sort_values(by, ascending=False, ignore_index=True)
+    return pd.DataFrame(rows, columns=names).sort_values(names[1::3], ascending=False, ignore_index=True)
 
 
 def _summary(pairs: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:

@@ -178,8 +178,8 @@ class _Order:
 
 
 def scaled_counts(share: float) -> Counts:
-    """`DEFAULT_COUNTS` times a share, at least 2 films of each class in each split."""
-    return {split: {c: max(2, round(n * share)) for c, n in row.items()} for split, row in DEFAULT_COUNTS.items()}
+    """`DEFAULT_COUNTS` times a share, at least 4 films of each class in each split: those of 3 patients or more."""
+    return {split: {c: max(4, round(n * share)) for c, n in row.items()} for split, row in DEFAULT_COUNTS.items()}
 
 
 def write_folder(
