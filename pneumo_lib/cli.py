@@ -19,6 +19,7 @@ import typer
 
 from pneumo_lib import config as configs
 from pneumo_lib import data, diagnosis, evaluation, pipeline, report, report_html, runs, runtime, systems
+from pneumo_lib import publish as publishing
 from pneumo_lib.data import audit as audits
 from pneumo_lib.data import download, phantom
 from pneumo_lib.errors import PneumoError, UsageError
@@ -53,7 +54,7 @@ def make_report(
     data_dir: DataOption = "",
     parameters: SetOption = None,
     out: Annotated[str, typer.Option(help="Folder of report.html; by default report/NAME.")] = "",
-    publish: Annotated[bool, typer.Option(help="Copy the figures that show no patient to figures/.")] = False,
+    publish: Annotated[bool, typer.Option(help="Copy figures without patients, and the numbers, to figures/.")] = False,
     force: Annotated[bool, typer.Option(help="Run every notebook, also the unchanged ones.")] = False,
 ) -> None:
     """Run the notebooks in order and write one HTML report.
@@ -62,25 +63,25 @@ def make_report(
     written and shows it; the exit status is then 5.
     """
     notebooks = sorted((runtime.project_root() / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+    if not notebooks:
+        raise UsageError(f"There are no notebooks in {runtime.project_root()}; run this from a clone of the project.")
     given = {"preset": str(preset), "data_dir": data_dir and str(runtime.locate(data_dir)), **_parsed(parameters)}
     report.check_parameters(notebooks, given)
     config = configs.make(**{k: v for k, v in given.items() if k not in ("run_dir", "cache_dir")})
     folder = runtime.locate(given.pop("run_dir", "") or Path("runs", runs.run_name(config)))
     images = pipeline.open_data(config, given.get("cache_dir", CACHE))
     target = runtime.locate(out or Path("report", folder.name))
-    try:
-        report.run_report(
-            notebooks,
-            run_dir=folder,
-            out_dir=target,
-            header=_header(config, images),
-            parameters=given | {"run_dir": str(folder)},
-            data_identity=images.identity,
-            force=force,
-        )
-    finally:
-        if publish:
-            _publish(folder / "figures")
+    report.run_report(
+        notebooks,
+        run_dir=folder,
+        out_dir=target,
+        header=_header(config, images),
+        parameters=given | {"run_dir": str(folder)},
+        data_identity=images.identity,
+        force=force,
+    )
+    if publish:
+        publishing.publish(runs.load_run(folder), runtime.project_root() / "figures")
     typer.echo(f"report: {target / 'report.html'}")
 
 
@@ -98,13 +99,6 @@ def _header(config: configs.Config, images: data.ImageSet) -> report_html.Report
         seeds={"run": config.seed, **{f"ablation {i + 1}": s for i, s in enumerate(config.ablation.seeds)}},
         phantom=not config.data_dir,
     )
-
-
-def _publish(figures: Path) -> None:
-    target = runtime.project_root() / "figures"
-    target.mkdir(exist_ok=True)
-    for figure in sorted(figures.glob("*.png")):
-        shutil.copyfile(figure, target / figure.name)
 
 
 @app.command()

@@ -99,18 +99,29 @@ def summarise_quality(quality: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
 def classical_denoisers(sigma: float) -> dict[str, Denoiser]:
     """Doing nothing, a Gaussian filter and non-local means, the latter two with the clipping bias taken out.
 
+    Args:
+        sigma: of the gaussian noise in the films.
+
     Source: non-local means of Buades et al. 2005 as kept in scikit-image; `noise.unclip` for the bias.
     """
+    # The constants are the best found on eight training films of chest_xray_covid, at sigma 0.1 to 1 and 64 to 256
+    # pixels: within 0.2 dB of the optimum everywhere. Noise this strong asks for filters as wide as they are here.
+
+    def gaussian(noisy: np.ndarray) -> np.ndarray:
+        return noise.smooth(noisy, sigma, width=(1.1 + 7 * sigma) * _scale(noisy))
 
     def non_local_means(noisy: np.ndarray) -> np.ndarray:
-        options = {"patch_size": 7, "patch_distance": 9, "h": 0.5 * max(sigma, 0.05), "sigma": 0.7 * sigma}
-        return np.stack([noise.unclip(denoise_nl_means(film, fast_mode=True, **options), sigma) for film in noisy])
+        distance = round((2 + 12 * sigma) * _scale(noisy))
+        options = {"patch_size": 7, "patch_distance": distance, "h": max(sigma, 0.05), "sigma": 0.75 * sigma}
+        averaged = np.stack([denoise_nl_means(film, fast_mode=True, **options) for film in noisy])
+        return noise.unclip(averaged, sigma) if sigma > 0 else averaged
 
-    return {
-        "do nothing": do_nothing,
-        "Gaussian filter": lambda noisy: noise.smooth(noisy, sigma, width=1 + 4 * sigma),
-        "non-local means": non_local_means,
-    }
+    return {"do nothing": do_nothing, "Gaussian filter": gaussian, "non-local means": non_local_means}
+
+
+def _scale(films: np.ndarray) -> float:
+    """How the best width of a filter changes with the side of the films: 1 at 256 pixels."""
+    return (films.shape[-1] / 256) ** (1 / 3)
 
 
 def do_nothing(noisy: np.ndarray) -> np.ndarray:
@@ -139,8 +150,9 @@ def checkpoint_quality(folder: Path, films: Films, view: View) -> CheckpointQual
     """
     model, rows, examples = runs.load_model(folder).model, [], {}
     noisy, clean = corrupted(films, view), films.images.astype(np.float32) / 255
-    for path in sorted((folder / "checkpoints").glob("epoch_*.safetensors")):
-        epoch, restored = int(path.stem.removeprefix("epoch_")), restore(runs.load_weights(model, path), noisy)
+    paths = {int(p.stem.removeprefix("epoch_")): p for p in (folder / "checkpoints").glob("epoch_*.safetensors")}
+    for epoch, path in sorted(paths.items()):
+        restored = restore(runs.load_weights(model, path), noisy)
         psnr, ssim = metrics.psnr(restored, clean), metrics.ssim(restored, clean)
         rows.append({"epoch": epoch, "psnr": psnr.mean(), "ssim": ssim.mean()})
         examples[f"{epoch} epochs"] = (restored[0], float(psnr[0]))

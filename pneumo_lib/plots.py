@@ -4,27 +4,25 @@ Films are (H, W), float in [0, 1] or uint8, in gray between fixed limits, aspect
 for labels. NaN is a gap or "n/a". pyplot never learns of a figure: none needs closing, threads do not meet.
 """
 
-import io
-import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
-from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from IPython.display import display
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from pneumo_lib.display import show as show  # plots.show(plots.roc(...), ...) reads as one thing
+from pneumo_lib.display import show_png as show_png
 from pneumo_lib.errors import UsageError
 
 Names = Sequence[str]
 Films = Sequence[np.ndarray | None]  # an array (N, H, W), or N arrays (H, W); None leaves a gap
-WIDTH, INLINE_DPI, FILE_DPI = 7.0, 120, 200  # inches, the text column of the report; dots per inch
+WIDTH = 7.0  # inches: the text column of the report
 OKABE_ITO = ("#0072B2", "#E69F00", "#CC79A7", "#009E73", "#56B4E9", "#D55E00", "#000000")
 INK, FAINT, OURS, WRONG = "#222222", "#777777", "#0072B2", "#D55E00"
 # NORMAL is not green and COVID19 not red: "neither of the other two" is no all-clear.
@@ -39,7 +37,7 @@ CAM_MAP = mpl.colors.ListedColormap(np.c_[mpl.colormaps["magma"].colors[56:], np
 
 def use_style() -> None:
     """Sets the one figure style: white, thin grid, and the font that matplotlib ships, the same on every machine."""
-    rc = {"font.family": "DejaVu Sans", "font.size": 10, "text.color": INK, "figure.dpi": INLINE_DPI}
+    rc = {"font.family": "DejaVu Sans", "font.size": 10, "text.color": INK, "figure.dpi": 120}
     rc |= {"axes.titlesize": 10, "axes.labelsize": 10, "legend.fontsize": 9, "xtick.labelsize": 9, "ytick.labelsize": 9}
     rc |= {"grid.linewidth": 0.5, "grid.color": "#DDDDDD", "axes.edgecolor": FAINT, "lines.linewidth": 1.8}
     sns.set_theme(style="whitegrid", palette=OKABE_ITO, rc=rc | {"axes.spines.top": False, "axes.spines.right": False})
@@ -49,34 +47,6 @@ def style_of(name: str, index: int = 0) -> dict[str, str]:
     """Colour, marker and line of a class by its name; of any other series by its position among its fellows."""
     line = ("-", "--", "-.", ":")[index % 4]
     return CLASS_STYLE.get(name, {"color": OKABE_ITO[index % 7], "marker": "osD^vPX"[index % 7], "linestyle": line})
-
-
-def show(figure: Figure, alt: str, *, name: str, folder: Path | None = None) -> None:
-    """Displays a figure with its alternative text: one sentence with the key number, for who does not see the figure.
-
-    A ``folder`` gets ``name.png`` at 200 dpi, replaced whole or not at all. Raises ``UsageError`` for an empty text and
-    for a name of other characters than letters, digits, ``_`` and ``-``.
-    """
-    if not alt.strip():
-        raise UsageError(f"Figure {name!r} has no alternative text; say in one sentence what it shows.")
-    if not re.fullmatch(r"[\w-]+", name, re.ASCII):
-        raise UsageError(f"{name!r} is no figure name; use letters, digits, '_' and '-' only.")
-    show_png(_png(figure, INLINE_DPI), alt)
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-        partial = folder / f".{name}.partial"
-        partial.write_bytes(_png(figure, FILE_DPI))
-        partial.replace(folder / f"{name}.png")
-
-
-def show_png(png: bytes, alt: str) -> None:
-    """Displays a picture drawn elsewhere, with its alternative text."""
-    display({"image/png": png, "text/plain": alt}, raw=True, metadata={"image/png": {"alt": alt}})
-
-
-def _png(figure: Figure, dpi: int) -> bytes:
-    figure.savefig(buffer := io.BytesIO(), format="png", dpi=dpi, bbox_inches="tight", facecolor="white")
-    return buffer.getvalue()
 
 
 def _canvas(height: float, columns: int = 1, rows: int = 1, **options) -> tuple[Figure, list[Axes]]:

@@ -218,16 +218,16 @@ class _Loop:
         for number, rows in enumerate(runtime.progress(steps, desc=title)):
             clean, labels = to_float(take(self.images, rows, self.device)), take(films.labels, rows, self.device)
             noisy = self.task.corruption(clean, generator(seed, epoch, number, device=self.device))
-            mine, weight = share(len(rows), self.accelerator)
+            mine, counted = share(len(rows), self.accelerator)
             with self.accelerator.autocast():
                 outcome = self.task.step(self.model, clean[mine], noisy[mine], labels[mine])
             losses.append(outcome.loss.detach().mean())
             self._set_lr((epoch - 1) * len(steps) + number, recipe.epochs * len(steps))
             self.optimizer.zero_grad()
-            self.accelerator.backward((outcome.loss * weight).sum() * self.accelerator.num_processes / len(rows))
+            self.accelerator.backward(outcome.loss[:counted].sum() * self.accelerator.num_processes / len(rows))
             self.optimizer.step()
-            loss.update(outcome.loss.detach(), weight)
-            score.update(outcome.score.detach(), weight)
+            loss.update(outcome.loss[:counted].detach())
+            score.update(outcome.score[:counted].detach())
         means = {"train_loss": loss.compute().item(), "train_score": score.compute().item()}
         if not math.isfinite(means["train_loss"]):
             raise self._not_a_number(self._first_bad(losses, steps))
@@ -239,14 +239,14 @@ class _Loop:
         films, noise_of, (loss, score) = self.task.val, self.task.corruption, self._meters()
         self.model.eval()
         for rows in batches(np.arange(len(films)), 64):
-            mine, weight = share(len(rows), self.accelerator)
+            mine, counted = share(len(rows), self.accelerator)
             clean = to_float(take(films.images, rows[mine], self.device))
             labels, keys = take(films.labels, rows[mine], self.device), [films.keys[row] for row in rows[mine]]
             noisy = noise.corrupt_each(clean, keys, noise_of.kind, noise_of.strength, seed=self.task.seed)
             with self.accelerator.autocast():
                 outcome = self.task.step(self.raw, clean, noisy, labels)
-            loss.update(outcome.loss, weight)
-            score.update(outcome.score, weight)
+            loss.update(outcome.loss[:counted])
+            score.update(outcome.score[:counted])
         return {"val_loss": loss.compute().item(), "val_score": score.compute().item()}
 
     def result(self) -> Fitted:

@@ -114,11 +114,15 @@ def batches(order: np.ndarray, size: int) -> list[np.ndarray]:
     return [order[i : i + size] for i in range(0, len(order), size)]
 
 
-def share(size: int, accelerator: Accelerator) -> tuple[slice, Tensor]:
-    """This process's rows of a batch and their weights: 1, or 0 for the row that an idle process computes."""
+def share(size: int, accelerator: Accelerator) -> tuple[slice, int]:
+    """The rows of a batch that this process computes, and how many of them count.
+
+    All of them do, or none where the batch has fewer rows than there are processes: an idle one computes the first row
+    all the same, or the others would wait for its gradient.
+    """
     rank, world = accelerator.process_index, accelerator.num_processes
     mine = slice(rank, None, world) if rank < size else slice(0, 1)
-    return mine, torch.full((len(range(size)[mine]),), float(rank < size), device=accelerator.device)
+    return mine, len(range(size)[mine]) if rank < size else 0
 
 
 def resident(images: np.ndarray, device: torch.device) -> Tensor | np.ndarray:

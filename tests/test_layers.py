@@ -19,8 +19,8 @@ MAX_LINES = 300
 LAYERS = [
     ["errors"],
     ["config", "dicom", "runtime"],
-    ["metrics", "plots", "images"],
-    ["calibration"],
+    ["metrics", "display", "images"],
+    ["calibration", "plots"],
     ["noise", "models"],
     ["runs", "data"],
     ["systems"],
@@ -31,7 +31,7 @@ LAYERS = [
     ["ablation", "diagnosis"],
     ["report_chapter"],
     ["report_html"],
-    ["report"],
+    ["report", "publish"],
     ["cli"],
     ["__main__"],
 ]

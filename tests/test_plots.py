@@ -11,7 +11,7 @@ from matplotlib.colors import to_hex
 from matplotlib.text import Text
 from PIL import Image
 
-from pneumo_lib import plots
+from pneumo_lib import display, plots
 from pneumo_lib.errors import UsageError
 
 CLASSES = ("COVID19", "NORMAL", "PNEUMONIA")
@@ -53,7 +53,7 @@ def test_class_styles_differ_in_colour_marker_and_line_and_avoid_the_colours_of_
 
 def test_show_emits_alt_text_and_writes_the_file(tmp_path, monkeypatch):
     calls = []
-    monkeypatch.setattr(plots, "display", lambda data, **options: calls.append((data, options)))
+    monkeypatch.setattr(display, "display", lambda data, **options: calls.append((data, options)))
     folder = tmp_path / "run" / "figures"
     assert plots.show(plots.image_grid(FILMS, list("abcde")), "Five films.", name="01_films", folder=folder) is None
     (data, options), *rest = calls
@@ -61,15 +61,15 @@ def test_show_emits_alt_text_and_writes_the_file(tmp_path, monkeypatch):
     inline, saved = Image.open(io.BytesIO(data["image/png"])), Image.open(folder / "01_films.png")
     assert data["text/plain"] == "Five films."
     assert [path.name for path in folder.iterdir()] == ["01_films.png"]
-    assert saved.width / inline.width == pytest.approx(plots.FILE_DPI / plots.INLINE_DPI, rel=0.02)
+    assert saved.width / inline.width == pytest.approx(display.FILE_DPI / display.INLINE_DPI, rel=0.02)
     assert saved.convert("RGB").getpixel((0, 0)) == (255, 255, 255)
 
 
 def test_a_failed_saving_keeps_the_old_file(tmp_path, monkeypatch):
-    monkeypatch.setattr(plots, "display", lambda *_, **__: None)
+    monkeypatch.setattr(display, "display", lambda *_, **__: None)
     (tmp_path / "a.png").write_bytes(b"old")
     drawn = iter([b"inline"])
-    monkeypatch.setattr(plots, "_png", lambda *_: next(drawn))
+    monkeypatch.setattr(display, "_png", lambda *_: next(drawn))
     with pytest.raises(StopIteration):
         plots.show(plots.image_grid(FILMS, list("abcde")), "text", name="a", folder=tmp_path)
     assert (tmp_path / "a.png").read_bytes() == b"old"

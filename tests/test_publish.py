@@ -1,0 +1,61 @@
+"""What goes into figures/, and that the README says the same."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pneumo_lib import config, publish, runs
+from pneumo_lib.errors import DataError
+
+ROOT = Path(__file__).parents[1]
+ACCURACY = {"system": "cnn2_on_autoencoder", "protocol": "test_noise", "value": 0.945, "low": 0.932, "high": 0.957}
+METRICS = {
+    "accuracy": [
+        ACCURACY | {"n": 1288, "reported": 0.9457},
+        ACCURACY | {"protocol": "clean", "n": 7, "reported": None},
+    ],
+    "denoising": [{"method": "do nothing", "psnr": 9.09, "psnr_low": 9.0, "psnr_high": 9.2, "ssim": 0.02, "n": 1244}],
+}
+
+
+@pytest.fixture
+def run(tmp_path) -> runs.Run:
+    run = runs.open_run(tmp_path / "run", config.make("tiny"))
+    for name in runs.NOTEBOOKS:
+        run.write_metrics(name, METRICS if name == "06" else {"of": name})
+    run.figures.mkdir()
+    (run.figures / "a.png").write_bytes(b"curve")
+    run.film_figures.mkdir()
+    (run.film_figures / "film.png").write_bytes(b"patient")
+    return run
+
+
+def test_figures_and_numbers_are_copied_and_films_are_not(run, tmp_path):
+    target = tmp_path / "figures"
+    target.mkdir()
+    (target / "old.png").write_bytes(b"of another run")
+    publish.publish(run, target)
+    assert {path.name for path in target.iterdir()} == {"a.png", "metrics.json", "results.md"}
+    assert json.loads((target / "metrics.json").read_text())["01"] == {"of": "01"}
+
+
+def test_table_states_interval_n_and_what_was_reported(run, tmp_path):
+    table = publish.results_table(METRICS)
+    assert "| 94.5% [93.2%, 95.7%] | 1,288 | 94.57% |" in table
+    assert table.count("not measured") == 2
+    assert "9.09 dB [9.00, 9.20]" in table
+
+
+def test_a_run_without_all_notebooks_is_not_published(run, tmp_path):
+    (run.path / "metrics_04.json").unlink()
+    with pytest.raises(DataError, match="04_ablation"):
+        publish.publish(run, tmp_path / "figures")
+    assert not (tmp_path / "figures").exists()
+
+
+def test_the_readme_shows_the_published_table():
+    table = (ROOT / "figures" / "results.md").read_text()
+    metrics = json.loads((ROOT / "figures" / "metrics.json").read_text())
+    assert publish.results_table(metrics["06"]) == table
+    assert table in (ROOT / "README.md").read_text()
