@@ -8,6 +8,7 @@ Four arms, the ones that decide whether denoising helps the classifier:
     noisy         trained on and shown noisy films as they are
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -84,13 +85,14 @@ def shrink(films: training.Films, size: int) -> training.Films:
 
 
 def summarise(table: pd.DataFrame) -> pd.DataFrame:
-    """Mean accuracy over seeds with a 95 % t interval, by arm, level and epoch."""
+    """Mean accuracy over seeds with a 95 % t interval, cut to [0, 1], by arm, level and epoch."""
     rows = []
     for (arm, level, epoch), part in table.groupby(["arm", "level", "epoch"], sort=True):
         mean = metrics.seeds_interval(part.sort_values("seed")["accuracy"].to_numpy())
         cost = part["seconds"].mean()
         rows.append({"arm": arm, "level": level, "epoch": epoch, **mean.to_dict(), "seconds": cost})
-    return pd.DataFrame(rows)
+    summary = pd.DataFrame(rows)
+    return summary.assign(low=summary["low"].astype(float).clip(0, 1), high=summary["high"].astype(float).clip(0, 1))
 
 
 def paired_differences(table: pd.DataFrame, arm: str, other: str) -> pd.DataFrame:
@@ -113,7 +115,7 @@ def verdict(differences: pd.DataFrame) -> str:
     signs = {"helps": differences["low"] > 0, "hurts": differences["high"] < 0}
     signs["makes no difference that these seeds can show"] = ~(signs["helps"] | signs["hurts"])
     parts = [
-        f"{effect} at sigma " + ", ".join(f"{level:g}" for level in differences["level"][where])
+        f"{effect} at sigma {_enumerated(differences['level'][where])}"
         for effect, where in signs.items()
         if where.any()
     ]
@@ -122,6 +124,11 @@ def verdict(differences: pd.DataFrame) -> str:
         + "; it ".join(parts)
         + "."
     )
+
+
+def _enumerated(levels: Iterable[float]) -> str:
+    *first, last = (f"{level:g}" for level in levels)
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def _last_epoch(table: pd.DataFrame) -> pd.DataFrame:

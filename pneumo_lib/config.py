@@ -209,7 +209,7 @@ def make(preset: str = "demo", **overrides: Any) -> Config:
     known = {field.name: field.type for field in dataclasses.fields(Config)}
     for name, value in given.items():
         if name not in known:
-            raise UsageError(_unknown(name, known))
+            raise UsageError(_unknown(name, (*known, "epochs", "batch_size")))
         values[name] = _typed(name, value, known[name])
     return Config(**values)
 
@@ -238,7 +238,7 @@ def _typed(name: str, value: Any, wanted: type) -> Any:
     return value
 
 
-def _unknown(name: str, known: dict[str, type]) -> str:
+def _unknown(name: str, known: tuple[str, ...]) -> str:
     near = difflib.get_close_matches(name, known, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     return f"no configuration field is called {name!r}.{hint} There are: {', '.join(sorted(known))}."
