@@ -110,7 +110,10 @@ def train(
     cache: CacheOption = CACHE,
     parameters: SetOption = None,
 ) -> None:
-    """Train one network of a run, or take up a training that was stopped. Also under `accelerate launch`."""
+    """Train one network of a run, or take up a training that was stopped.
+
+    Works in several processes too, under torchrun or accelerate launch.
+    """
     if part not in (*pipeline.DENOISERS, "classifier"):
         raise UsageError(f"nothing to train is called {part!r}; give autoencoder, unet_denoiser or classifier.")
     given = {"preset": str(preset), "data_dir": data_dir and str(runtime.locate(data_dir)), **_parsed(parameters)}

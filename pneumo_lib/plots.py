@@ -147,7 +147,10 @@ def cam_grid(films: Films, maps: Films, titles: Names, *, vmax: float) -> Figure
         extent = ax.images[0].get_extent()
         ax.imshow(evidence, cmap=CAM_MAP, vmin=0, vmax=vmax, extent=extent, interpolation="bilinear")
         ax.set_title("" if np.max(evidence) > 0 else "no positive evidence", fontsize=9)
-    return _scale(figure, "evidence for the class (Grad-CAM)", of=1)
+    _scale(figure, "evidence for the class (Grad-CAM, in units of its score)", of=1)
+    figure.axes[-1].xaxis.set_major_formatter("{x:.1e}")
+    figure.axes[-1].set_xticks([0, vmax])
+    return figure
 
 
 def feature_map_grid(maps: np.ndarray, *, columns: int = 8) -> Figure:

@@ -29,7 +29,18 @@ def publish(run: Run, target: Path) -> None:
     for figure in sorted(run.figures.glob("*.png")):
         shutil.copyfile(figure, target / figure.name)
     runs.write_text(target / "metrics.json", json.dumps(metrics, indent=1, sort_keys=True) + "\n")
-    runs.write_text(target / "results.md", results_table(metrics["06"]))
+    runs.write_text(target / "results.md", results(metrics))
+
+
+def results(metrics: dict[str, dict[str, Any]]) -> str:
+    """The results of a run in Markdown, as the README shows them: a table and four findings.
+
+    Args:
+        metrics: what each metrics_NN.json holds, by "01", "02" and so on.
+    """
+    found = [_copies(metrics["01"], metrics["06"]), _classical(metrics["02"]), metrics["04"]["verdict"]]
+    findings = [*found, _abstention(metrics["06"])]
+    return results_table(metrics["06"]) + "\n" + "\n".join(f"- {line}" for line in findings) + "\n"
 
 
 def results_table(metrics: dict[str, Any]) -> str:
@@ -45,3 +56,28 @@ def results_table(metrics: dict[str, Any]) -> str:
         method = "noisy films as they are" if row["method"] == "do nothing" else f"`{row['method']}`"
         rows.append(f"| PSNR, {method} | {interval} | {row['n']:,} | not measured |")
     return "\n".join(rows) + "\n"
+
+
+def _copies(exploration: dict[str, Any], evaluation: dict[str, Any]) -> str:
+    splits, copies = exploration["splits"], exploration["copies"]
+    told = [f"{n} of {splits[name]:,} films of `{name}`" for name, n in sorted(copies.items())]
+    left = [
+        f"{row['value']:.1%} of {row['n']} (`{row['system'].removeprefix('cnn2_on_')}`)"
+        for row in evaluation["distinct"]
+        if row["protocol"] == "noisy_test"
+    ]
+    rest = f" On the films of `noisy_test` without a copy: {', '.join(left)}." if left else ""
+    return f"Also in training or validation, exactly or nearly: {', '.join(told)}.{rest}"
+
+
+def _classical(denoisers: dict[str, Any]) -> str:
+    scores = [f"{name} {value:.2f} dB" for name, value in sorted(denoisers["psnr"].items(), key=lambda item: item[1])]
+    return f"On {denoisers['films']} validation films: {', '.join(scores)}."
+
+
+def _abstention(evaluation: dict[str, Any]) -> str:
+    decided, right = evaluation["decided"], evaluation["decided_accuracy"]
+    return (
+        f'Allowed to say "undecided", it decides {decided["value"]:.1%} of the noisy test films and is right on '
+        f"{right['value']:.1%} [{right['low']:.1%}, {right['high']:.1%}] of those."
+    )

@@ -15,7 +15,18 @@ METRICS = {
         ACCURACY | {"n": 1288, "reported": 0.9457},
         ACCURACY | {"protocol": "clean", "n": 7, "reported": None},
     ],
+    "distinct": [ACCURACY | {"protocol": "noisy_test", "n": 13, "value": 0.5}],
+    "decided": {"value": 0.9, "low": 0.8, "high": 1.0},
+    "decided_accuracy": {"value": 0.97, "low": 0.95, "high": 0.99},
     "denoising": [{"method": "do nothing", "psnr": 9.09, "psnr_low": 9.0, "psnr_high": 9.2, "ssim": 0.02, "n": 1244}],
+}
+
+ALL = {
+    "01": {"splits": {"noisy_test": 66, "test": 1244}, "copies": {"noisy_test": 53, "test": 2}},
+    "02": {"films": 120, "psnr": {"autoencoder": 26.1, "Gaussian filter": 25.8}},
+    "03": {},
+    "04": {"verdict": "It makes no difference."},
+    "06": METRICS,
 }
 
 
@@ -23,7 +34,7 @@ METRICS = {
 def run(tmp_path) -> runs.Run:
     run = runs.open_run(tmp_path / "run", config.make("tiny"))
     for name in runs.NOTEBOOKS:
-        run.write_metrics(name, METRICS if name == "06" else {"of": name})
+        run.write_metrics(name, ALL[name])
     run.figures.mkdir()
     (run.figures / "a.png").write_bytes(b"curve")
     run.film_figures.mkdir()
@@ -37,7 +48,7 @@ def test_figures_and_numbers_are_copied_and_films_are_not(run, tmp_path):
     (target / "old.png").write_bytes(b"of another run")
     publish.publish(run, target)
     assert {path.name for path in target.iterdir()} == {"a.png", "metrics.json", "results.md"}
-    assert json.loads((target / "metrics.json").read_text())["01"] == {"of": "01"}
+    assert json.loads((target / "metrics.json").read_text())["01"] == ALL["01"]
 
 
 def test_table_states_interval_n_and_what_was_reported(run, tmp_path):
@@ -45,6 +56,14 @@ def test_table_states_interval_n_and_what_was_reported(run, tmp_path):
     assert "| 94.5% [93.2%, 95.7%] | 1,288 | 94.57% |" in table
     assert table.count("not measured") == 2
     assert "9.09 dB [9.00, 9.20]" in table
+
+
+def test_findings_are_sentences_with_their_numbers():
+    text = publish.results(ALL)
+    assert "53 of 66 films of `noisy_test`, 2 of 1,244 films of `test`. On the films" in text
+    assert "50.0% of 13 (`autoencoder`)" in text
+    assert "Gaussian filter 25.80 dB, autoencoder 26.10 dB" in text
+    assert "decides 90.0% of the noisy test films and is right on 97.0% [95.0%, 99.0%]" in text
 
 
 def test_a_run_without_all_notebooks_is_not_published(run, tmp_path):
@@ -57,5 +76,5 @@ def test_a_run_without_all_notebooks_is_not_published(run, tmp_path):
 def test_the_readme_shows_the_published_table():
     table = (ROOT / "figures" / "results.md").read_text()
     metrics = json.loads((ROOT / "figures" / "metrics.json").read_text())
-    assert publish.results_table(metrics["06"]) == table
+    assert publish.results(metrics) == table
     assert table in (ROOT / "README.md").read_text()
