@@ -95,13 +95,13 @@ def test_killed_at_any_file_it_ends_with_the_same_weights(forks, whole, tmp_path
 def test_killed_ten_times_at_random_moments_it_ends_with_the_same_weights(forks, whole, tmp_path):
     folder, draw, kills = tmp_path / "training", random.Random(1), 0
     for _ in range(10):
-        process = start(forks, folder, pause=0.05)  # 16 batches in all: about a second
+        process = start(forks, folder, pause=0.2)  # 16 batches in all: over three seconds, more than one life
         time.sleep(draw.uniform(0.1, 0.8))
         process.kill()
         process.join()
         kills += process.exitcode == -signal.SIGKILL
     finish(forks, folder)
-    assert kills >= 3  # the first ones cannot have ended before
+    assert kills >= 3  # nobody ends before: an epoch takes as long as the longest life
     assert outcome(folder) == outcome(whole)
 
 
