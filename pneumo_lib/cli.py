@@ -201,7 +201,7 @@ def _checks() -> list[tuple[str, bool, str]]:
         ("notebooks/", (root / "notebooks").is_dir(), "run from a clone of the project"),
         ("Graphviz (dot)", bool(shutil.which("dot")), "install graphviz; without it graphs are shown as DOT text"),
         ("bfloat16 in hardware", runtime.fast_bf16(), "training works in float32, about three times slower"),
-        ("JPEG 2000 DICOM", importlib.util.find_spec("openjpeg") is not None, "pip install pneumo-lib[dicom-codecs]"),
+        ("JPEG 2000 DICOM", importlib.util.find_spec("openjpeg") is not None, "pip install -e '.[dicom-codecs]'"),
     ]
 
 

@@ -41,7 +41,7 @@ HINTS: dict[str, str] = {
     "no_pixels": "Send the DICOM file that holds the picture itself, whole",
     "bad_header": "Export the film again: its header cannot be trusted",
     "photometric": "Export the film as MONOCHROME1, MONOCHROME2 or RGB",
-    "codec": "Install the optional codecs with `pip install pneumo-lib[dicom-codecs]` (JPEG 2000 family), "
+    "codec": "Install the optional codecs with `pip install -e '.[dicom-codecs]'` (JPEG 2000 family), "
     "or export the film uncompressed (for other compressions)",
 }
 
