@@ -96,7 +96,7 @@ def _header(config: configs.Config, images: data.ImageSet) -> report_html.Report
         commit=runtime.commit(),
         device=runtime.device_name(),
         versions=runtime.versions(),
-        seeds={"run": config.seed, **{f"ablation {i + 1}": s for i, s in enumerate(config.ablation.seeds)}},
+        seeds={"run:": config.seed, **{f"ablation repeat {i + 1}:": s for i, s in enumerate(config.ablation.seeds)}},
         phantom=not config.data_dir,
     )
 
