@@ -127,7 +127,10 @@ class Config:
         _one_of("precision", self.precision, ("auto", "bf16", "no"))
         _in_range("phantoms", self.phantoms, 0.0, 100.0)
         if not (self.data_dir or self.phantoms):
-            raise UsageError(f"preset {self.preset!r} needs data_dir, a folder of films; only 'demo' draws its own.")
+            raise UsageError(
+                f"preset {self.preset!r} needs data_dir, a folder of films: `--data FOLDER`, or `make report "
+                "DATA=FOLDER`. Preset 'demo' needs none: it draws phantoms."
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Nested dict of JSON types."""
