@@ -138,7 +138,7 @@ class Config:
 
 
 def _demo() -> dict[str, Any]:
-    """First contact: phantoms of 64 x 64 pixels, whose findings a noise of 0.5 would hide."""
+    """First contact: phantoms small and clear enough for the classifier to learn something within a minute."""
     return {
         "image_size": 64,
         "sigma": 0.25,
