@@ -140,15 +140,16 @@ def corrupt_each(images: Tensor, keys: Sequence[str], kind: str, strength: float
         keys: one stable name per film, for example its path inside the data set.
     """
     films = [
-        corrupt(film[None].cpu(), kind, strength, generator=_generator(f"{seed}/{kind}/{strength:g}/{key}"))
+        corrupt(film[None].cpu(), kind, strength, generator=named_generator(f"{seed}/{kind}/{strength:g}/{key}"))
         for film, key in zip(images, keys, strict=True)
     ]
     return torch.cat(films).to(images.device)
 
 
-def _generator(name: str) -> Generator:
+def named_generator(name: str, *, device: torch.device | str = "cpu") -> Generator:
+    """A random generator on that device, seeded by the hash of a name and by nothing else."""
     digest = hashlib.sha256(name.encode()).digest()
-    return Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+    return Generator(device).manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
 def clipped_mean(x: np.ndarray, sigma: float) -> np.ndarray:

@@ -28,7 +28,7 @@ from pneumo_lib.training_machinery import (
     TrainingState,
     batches,
     fingerprint,
-    generator,
+    hash_of,
     resident,
     share,
     take,
@@ -157,7 +157,10 @@ class Task:
         """Hash of everything that decides the trained weights, the fresh weights included."""
         step_loss = str(getattr(self.step, "loss", ""))
         facts = [step_loss, asdict(self.corruption), asdict(self.recipe), self.seed, self.precision]
-        facts += [(films.keys, films.labels.tolist(), films.images.shape) for films in (self.train, self.val)]
+        facts += [
+            (films.keys, films.labels.tolist(), films.images.shape, hash_of(films.images))
+            for films in (self.train, self.val)
+        ]
         return fingerprint(facts, model, getattr(self.step, "denoiser", None))
 
 
@@ -217,7 +220,8 @@ class _Loop:
         title = f"{self.task.name}: epoch {epoch} of {recipe.epochs}"
         for number, rows in enumerate(runtime.progress(steps, desc=title)):
             clean, labels = to_float(take(self.images, rows, self.device)), take(films.labels, rows, self.device)
-            noisy = self.task.corruption(clean, generator(seed, epoch, number, device=self.device))
+            drawn = noise.named_generator(f"{seed},{epoch},{number}", device=self.device)
+            noisy = self.task.corruption(clean, drawn)
             mine, counted = share(len(rows), self.accelerator)
             with self.accelerator.autocast():
                 outcome = self.task.step(self.model, clean[mine], noisy[mine], labels[mine])

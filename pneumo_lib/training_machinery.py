@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
 from pneumo_lib import runs
 from pneumo_lib.config import Recipe
@@ -103,10 +103,9 @@ def fingerprint(facts: list[Any], *networks: nn.Module | None) -> str:
     return digest.hexdigest()
 
 
-def generator(*numbers: int, device: torch.device) -> Generator:
-    """A random generator that is a function of these numbers."""
-    digest = hashlib.sha256(",".join(map(str, numbers)).encode()).digest()
-    return Generator(device).manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+def hash_of(array: np.ndarray) -> str:
+    """SHA-256 of the values of an array."""
+    return hashlib.sha256(np.ascontiguousarray(array)).hexdigest()
 
 
 def batches(order: np.ndarray, size: int) -> list[np.ndarray]:

@@ -346,6 +346,7 @@ def test_a_finished_folder_gives_its_result_at_once(tmp_path, monkeypatch):
 def other_tasks() -> dict[str, Task]:
     job = task()
     relabelled = replace(job.train, labels=(job.train.labels + 1) % 3)
+    edited = replace(job.train, images=job.train.images ^ np.eye(*job.train.images.shape[1:], dtype=np.uint8))
     renamed = replace(job.val, keys=[f"other_{key}" for key in job.val.keys])
     return {
         "seed": replace(job, seed=1),
@@ -354,6 +355,7 @@ def other_tasks() -> dict[str, Task]:
         "noise": replace(job, corruption=Corruption(strength=0.3)),
         "precision": replace(job, precision="bf16"),
         "labels": replace(job, train=relabelled),
+        "pixels": replace(job, train=edited),
         "films": replace(job, val=renamed),
         "fewer films": task(n=11),
         "film size": replace(job, train=films(12, size=64)),
