@@ -18,9 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pneumo_lib import evaluation, metrics, models, runs, runtime, training
-from pneumo_lib.config import Config, Recipe
+from pneumo_lib import evaluation, metrics, models, runs, runtime, steps, training
+from pneumo_lib.config import Config
 from pneumo_lib.errors import TrainingError
+from pneumo_lib.recipe import Recipe
 
 ARMS = ("clean", "unprepared", "denoised", "noisy")
 
@@ -31,8 +32,8 @@ class Cell:
 
     level: float
     seed: int
-    train: training.Films
-    val: training.Films
+    train: steps.Films
+    val: steps.Films
     config: Config
     root: Path
 
@@ -42,7 +43,7 @@ class Cell:
         return self.root / f"level_{self.level:g}" / f"seed_{self.seed}"
 
 
-def run_grid(train: training.Films, val: training.Films, config: Config, folder: Path) -> pd.DataFrame:
+def run_grid(train: steps.Films, val: steps.Films, config: Config, folder: Path) -> pd.DataFrame:
     """Train and score every cell of `config.ablation`; what is stored in `folder` is not trained again.
 
     Args:
@@ -53,7 +54,7 @@ def run_grid(train: training.Films, val: training.Films, config: Config, folder:
         up to that epoch, its denoiser included).
     """
     grid = config.ablation
-    train = shrink(subset(train, grid.train_images, seed=config.seed), grid.image_size)
+    train = shrink(train.draw(grid.train_images, seed=config.seed), grid.image_size)
     val = shrink(val, grid.image_size)
     cells = [
         Cell(level, seed, train, val, config, Path(folder)) for level in (0.0, *grid.levels) for seed in grid.seeds
@@ -64,15 +65,7 @@ def run_grid(train: training.Films, val: training.Films, config: Config, folder:
     return pd.concat(tables, ignore_index=True)
 
 
-def subset(films: training.Films, n: int, *, seed: int) -> training.Films:
-    """At most `n` films drawn without repetition, class shares kept by chance; 0 takes all."""
-    if not 0 < n < len(films):
-        return films
-    rows = np.sort(np.random.default_rng(seed).choice(len(films), n, replace=False))
-    return training.Films(films.images[rows], films.labels[rows], [films.keys[row] for row in rows])
-
-
-def shrink(films: training.Films, size: int) -> training.Films:
+def shrink(films: steps.Films, size: int) -> steps.Films:
     """Films averaged down to size x size pixels; the present size must be a multiple of it."""
     side = films.images.shape[-1]
     if side == size:
@@ -81,7 +74,7 @@ def shrink(films: training.Films, size: int) -> training.Films:
         raise TrainingError(f"the ablation works at {size} pixels, which does not divide the image size {side}.")
     parts = torch.from_numpy(np.ascontiguousarray(films.images)).split(512)
     small = torch.cat([F.avg_pool2d(part[:, None].float(), side // size)[:, 0].round().byte() for part in parts])
-    return training.Films(small.numpy(), films.labels, films.keys)
+    return steps.Films(small.numpy(), films.labels, films.keys)
 
 
 def summarise(table: pd.DataFrame) -> pd.DataFrame:
@@ -138,7 +131,7 @@ def _last_epoch(table: pd.DataFrame) -> pd.DataFrame:
 
 def _clean_cell(cell: Cell) -> list[pd.DataFrame]:
     """A classifier of clean films, scored on clean films and, after every epoch, on noisy ones of each level."""
-    fitted = _fit(cell, "clean", training.ClassificationStep())
+    fitted = _fit(cell, "clean", steps.ClassificationStep())
     tables = [_rows(cell, "clean", fitted.history)]
     for level in cell.config.ablation.levels:
         view = evaluation.View(cell.config.noise_kind, level, cell.seed)
@@ -149,20 +142,20 @@ def _clean_cell(cell: Cell) -> list[pd.DataFrame]:
 
 def _noisy_cell(cell: Cell) -> list[pd.DataFrame]:
     """Two classifiers of noisy films: behind an autoencoder trained for that level, and without."""
-    denoiser = _fit(cell, "denoiser", training.DenoisingStep())
-    denoised = _fit(cell, "denoised", training.ClassificationStep(denoiser.model))
-    noisy = _fit(cell, "noisy", training.ClassificationStep())
+    denoiser = _fit(cell, "denoiser", steps.DenoisingStep())
+    denoised = _fit(cell, "denoised", steps.ClassificationStep(denoiser.model))
+    noisy = _fit(cell, "noisy", steps.ClassificationStep())
     before = denoiser.history["seconds"].sum()
     return [_rows(cell, "denoised", denoised.history, before=before), _rows(cell, "noisy", noisy.history)]
 
 
-def _fit(cell: Cell, arm: str, step: training.Step) -> training.Fitted:
+def _fit(cell: Cell, arm: str, step: steps.Step) -> training.Fitted:
     """One training; `training.fit` gives a stored result at once, which is what makes the grid resumable."""
     config, size = cell.config, cell.train.images.shape[-1]
     runtime.seed_everything(cell.seed)
     network = models.build("autoencoder") if arm == "denoiser" else models.build("cnn2", image_size=size)
     recipe = Recipe(epochs=config.ablation.epochs, checkpoint_every=1)
-    corruption = training.Corruption(config.noise_kind, cell.level)
+    corruption = steps.Corruption(config.noise_kind, cell.level)
     task = training.Task(step, cell.train, cell.val, corruption, recipe, cell.seed, config.precision, arm)
     return training.fit(network, task, cell.folder / arm)
 
@@ -171,7 +164,7 @@ def _checkpoints(cell: Cell, arm: str) -> list[Path]:
     return [training.checkpoint(cell.folder / arm, epoch + 1) for epoch in range(cell.config.ablation.epochs)]
 
 
-def _score(model: nn.Module, weights: Path, films: training.Films, view: evaluation.View) -> float:
+def _score(model: nn.Module, weights: Path, films: steps.Films, view: evaluation.View) -> float:
     logits = evaluation.classify(runs.load_weights(model, weights), films, view)
     return float((logits.argmax(axis=1) == films.labels).mean())
 

@@ -17,12 +17,25 @@ from typing import Annotated, Any
 import pandas as pd
 import typer
 
+from pneumo_lib import (
+    comparison,
+    data,
+    diagnosis,
+    evaluation,
+    pipeline,
+    report,
+    report_html,
+    runs,
+    runtime,
+    systems,
+    trials,
+)
 from pneumo_lib import config as configs
-from pneumo_lib import data, diagnosis, evaluation, pipeline, report, report_html, runs, runtime, systems
 from pneumo_lib import publish as publishing
-from pneumo_lib.data import audit as audits
-from pneumo_lib.data import download, phantom
+from pneumo_lib.cli_data import CACHE, CacheOption, data_app
 from pneumo_lib.errors import PneumoError, UsageError
+from pneumo_lib.models import WEIGHTS
+from pneumo_lib.recipe import one_of
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -31,7 +44,6 @@ app = typer.Typer(
     help="Denoise, classify and honestly evaluate chest X-rays. Research and teaching only, not a medical device.",
     epilog="Exit status: 0 done, 2 wrong usage, 3 data, 4 training, 5 report.",
 )
-data_app = typer.Typer(no_args_is_help=True, help="Look at, check, draw or download sets of films.")
 app.add_typer(data_app, name="data")
 
 Preset = StrEnum("Preset", {name: name for name in configs.PRESETS})
@@ -40,12 +52,10 @@ PresetOption = Annotated[
 ]
 DataOption = Annotated[str, typer.Option("--data", help="Image folder ROOT/SPLIT/CLASS/image; demo draws its own.")]
 RunOption = Annotated[str, typer.Option("--run", help="Run folder; by default runs/NAME, named after the preset.")]
-CacheOption = Annotated[str, typer.Option("--cache", help="Where decoded films are kept between runs.")]
 SetOption = Annotated[
     list[str] | None,
     typer.Option("-p", "--set", metavar="NAME=VALUE", help="Replace one parameter, e.g. -p sigma=0.3."),
 ]
-CACHE = "cache"
 
 
 @app.command("report")
@@ -103,33 +113,62 @@ def _header(config: configs.Config, images: data.ImageSet) -> report_html.Report
 
 @app.command()
 def train(
-    part: Annotated[str, typer.Argument(help="autoencoder, unet_denoiser, or classifier (needs its denoiser first).")],
+    name: Annotated[str, typer.Argument(help="A system (`pneumo systems`), autoencoder, unet_denoiser or classifier.")],
     preset: PresetOption = Preset.demo,
     data_dir: DataOption = "",
     run: RunOption = "",
     cache: CacheOption = CACHE,
+    weights: Annotated[str, typer.Option(help="Start from scratch (none) or from torchvision's imagenet.")] = "none",
+    folds: Annotated[int, typer.Option(min=0, help="Cross-validate a system with so many folds instead.")] = 0,
+    repeats: Annotated[int, typer.Option(min=1, help="Repeat the folds under so many seeds.")] = 1,
     parameters: SetOption = None,
 ) -> None:
-    """Train one network of a run, or take up a training that was stopped.
+    """Train one network, or take up a training that was stopped; test films stay closed.
 
-    Works in several processes too, under torchrun or accelerate launch.
+    A classifier needs its denoiser first. Works in several processes too, under torchrun or accelerate launch.
     """
-    if part not in (*pipeline.DENOISERS, "classifier"):
-        raise UsageError(f"nothing to train is called {part!r}; give autoencoder, unet_denoiser or classifier.")
+    one_of("the network to train", name, (*systems.SYSTEMS, *pipeline.DENOISERS, "classifier"))
+    one_of("--weights", weights, WEIGHTS)
     given = {"preset": str(preset), "data_dir": data_dir and str(runtime.locate(data_dir)), **_parsed(parameters)}
     config = configs.make(**given)
+    if name in systems.SYSTEMS and not systems.SYSTEMS[name].denoiser:
+        path = runtime.locate(run or Path("runs", runs.run_name(config)))
+        options = {"cache_dir": cache, "weights": weights, "folds": folds, "repeats": repeats}
+        for trial in comparison.own_trials(systems.SYSTEMS[name], runs.Run(path, config), **options):
+            saved = trials.learn(trial)
+            typer.echo(pd.read_csv(trial.folder / "history.csv").to_string(index=False))
+            typer.echo(f"{name}: {trial.folder}, best epoch {saved.card['best_epoch']}")
+        return
+    if weights != "none" or folds:
+        raise UsageError(f"--weights and --folds are for systems of one network; {name} is none.")
     opened, images = runs.open_run(run, config), pipeline.open_data(config, cache)
-    if part == "classifier":
-        fitted = pipeline.train_classifier(opened, images, config.denoiser)
+    if name in systems.SYSTEMS:
+        pipeline.train_denoiser(opened, images, systems.SYSTEMS[name].denoiser)
+    if name in pipeline.DENOISERS:
+        fitted = pipeline.train_denoiser(opened, images, name)
     else:
-        fitted = pipeline.train_denoiser(opened, images, part)
+        denoiser = systems.SYSTEMS[name].denoiser if name in systems.SYSTEMS else config.denoiser
+        fitted = pipeline.train_classifier(opened, images, denoiser)
     typer.echo(fitted.history.to_string(index=False))
     typer.echo(f"run folder: {opened.path}")
 
 
 @app.command()
-def evaluate(run: Annotated[str, typer.Argument(help="Run folder.")], cache: CacheOption = CACHE) -> None:
-    """Classify the test films of a run under each protocol and print the accuracies with 95 % intervals."""
+def evaluate(
+    run: Annotated[str, typer.Argument(help="Run folder.")],
+    cache: CacheOption = CACHE,
+    publish: Annotated[bool, typer.Option(help="Write the table of its systems to figures/ too.")] = False,
+) -> None:
+    """Open the test films: accuracies with 95 % intervals of a run and of every system trained in it."""
+    folder = runtime.locate(run)
+    done = comparison.evaluate(folder, cache)
+    if done:
+        table = publishing.systems_table(done)
+        for place in (folder, *([runtime.project_root() / "figures"] if publish else [])):
+            runs.write_text(place / "systems.md", table)
+        typer.echo(table)
+    if done and not (folder / "config.json").exists():
+        return
     opened = runs.load_run(run)
     images = pipeline.open_data(opened.config, cache)
     protocols = pipeline.protocols(opened.config, images)
@@ -203,60 +242,6 @@ def _checks() -> list[tuple[str, bool, str]]:
         ("bfloat16 in hardware", runtime.fast_bf16(), "training works in float32, about three times slower"),
         ("JPEG 2000 DICOM", importlib.util.find_spec("openjpeg") is not None, "pip install -e '.[dicom-codecs]'"),
     ]
-
-
-@data_app.command("describe")
-def describe_data(
-    folder: Annotated[str, typer.Argument(help="Image folder.")],
-    size: Annotated[int, typer.Option(help="Side to which films are resized, in pixels.")] = 256,
-    cache: CacheOption = CACHE,
-) -> None:
-    """Counts per class and split, patients, and whatever was mapped, ignored or skipped."""
-    images = _opened(folder, size, cache)
-    typer.echo(images.describe().to_string())
-    for note in images.notes:
-        typer.echo(f"- {note}")
-
-
-@data_app.command("audit")
-def audit_data(
-    folder: Annotated[str, typer.Argument(help="Image folder.")],
-    out: Annotated[str, typer.Option(help="Folder for the CSV files.")] = "audit",
-    cache: CacheOption = CACHE,
-) -> None:
-    """Look for duplicates within and between splits, and for patients that two splits share."""
-    result = audits.audit(_opened(folder, 256, cache))
-    typer.echo(result.summary.to_string(index=False))
-    typer.echo(result.controls.to_string(index=False))
-    result.write(out)
-    typer.echo(f"written: {Path(out) / 'audit_*.csv'}")
-
-
-@data_app.command("phantom")
-def draw_phantoms(
-    out: Annotated[str, typer.Argument(help="Folder to make.")],
-    size: Annotated[int, typer.Option(help="Side in pixels.")] = 256,
-    seed: Annotated[int, typer.Option(help="Another seed draws other patients.")] = 0,
-) -> None:
-    """Draw a set of chest phantoms, split like a real one."""
-    typer.echo(f"written: {phantom.write_folder(out, size=size, seed=seed, progress=runtime.progress)}")
-
-
-@data_app.command("download")
-def download_data(
-    name: Annotated[str, typer.Argument(help="Name of a data set card.")] = "chest_xray_covid",
-    out: Annotated[str, typer.Option(help="Folder to make; by default data/NAME.")] = "",
-    from_zip: Annotated[str, typer.Option(help="Unpack this archive, fetched by hand, instead.")] = "",
-) -> None:
-    """Fetch a public set of films from Kaggle."""
-    folder = download.fetch(name, out=runtime.locate(out or Path("data", name)), from_zip=from_zip or None)
-    typer.echo(f"{len(folder.table):,} films in {folder.root}")
-
-
-def _opened(folder: str, size: int, cache: str) -> data.ImageSet:
-    return data.open_folder(
-        runtime.locate(folder), image_size=size, cache_dir=runtime.locate(cache), seed=0, progress=runtime.progress
-    )
 
 
 def _parsed(pairs: list[str] | None) -> dict[str, Any]:

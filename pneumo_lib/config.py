@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pneumo_lib.errors import UsageError
+from pneumo_lib.recipe import Comparison, Grid, Recipe, Scale, in_range, one_of
 
 # Kinds of noise and the highest strength that each can take; what they do, and their levels, stand in `noise.NOISES`.
 STRENGTHS: dict[str, float] = {
@@ -19,53 +20,7 @@ STRENGTHS: dict[str, float] = {
 }
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """How one network is trained.
-
-    Attributes:
-        epochs: passes over the training split.
-        batch_size: films per step, over all processes.
-        lr: learning rate of Adam at its highest.
-        schedule: "constant", or "cosine" (linear warm-up over 5 % of the steps, then down to zero).
-        checkpoint_every: keep the weights of every k-th epoch; 0 for none.
-        patience: stop after so many epochs without a lower validation loss; 0 never stops early.
-    """
-
-    epochs: int
-    batch_size: int = 32
-    lr: float = 1e-3
-    schedule: str = "constant"
-    checkpoint_every: int = 0
-    patience: int = 0
-
-    def __post_init__(self) -> None:
-        _in_range("epochs", self.epochs, 1, 10_000)
-        _in_range("batch_size", self.batch_size, 1, 4096)
-        _in_range("lr", self.lr, 1e-7, 10.0)
-        _in_range("checkpoint_every", self.checkpoint_every, 0, 10_000)
-        _in_range("patience", self.patience, 0, 10_000)
-        if self.schedule not in ("constant", "cosine"):
-            raise UsageError(f"schedule is {self.schedule!r}; it must be 'constant' or 'cosine'.")
-
-
-@dataclass(frozen=True)
-class Grid:
-    """The ablation: every arm at every noise level, over several seeds, scored after every epoch.
-
-    Attributes:
-        image_size: side in pixels; small, since many networks are trained.
-        train_images: films drawn from the training split; 0 takes all.
-        levels: noise strengths.
-        seeds: one repetition each.
-        epochs: of each network.
-    """
-
-    image_size: int
-    train_images: int
-    levels: tuple[float, ...]
-    seeds: tuple[int, ...]
-    epochs: int
+SCALES = ("systems", "architectures", "attention")
 
 
 @dataclass(frozen=True)
@@ -76,6 +31,7 @@ class Config:
         preset: the name it was made from.
         data_dir: image folder; empty for phantoms drawn on the spot.
         image_size: side in pixels to which films are resized.
+        comparison: what notebook 05 trains, and how far it is shortened.
         noise_kind: a name in noise.NOISES.
         sigma: strength of the noise in training and testing.
         seed: drives split, weights, order and noise.
@@ -98,6 +54,7 @@ class Config:
     unet_denoiser: Recipe
     classifier: Recipe
     ablation: Grid
+    comparison: Comparison
     noise_kind: str = "gaussian"
     sigma: float = 0.5
     seed: int = 0
@@ -112,20 +69,20 @@ class Config:
     phantoms: float = 0.0
 
     def __post_init__(self) -> None:
-        _in_range("image_size", self.image_size, 32, 1024)
-        _one_of("noise_kind", self.noise_kind, tuple(STRENGTHS))
-        _in_range("sigma", self.sigma, 0.0, STRENGTHS[self.noise_kind])
-        _in_range("seed", self.seed, 0, 2**31)
-        _in_range("val_fraction", self.val_fraction, 0.01, 0.5)
-        _in_range("noise_share", self.noise_share, 0.0, 1.0)
-        _in_range("target_accuracy", self.target_accuracy, 0.01, 1.0)
+        in_range("image_size", self.image_size, 32, 1024)
+        one_of("noise_kind", self.noise_kind, tuple(STRENGTHS))
+        in_range("sigma", self.sigma, 0.0, STRENGTHS[self.noise_kind])
+        in_range("seed", self.seed, 0, 2**31)
+        in_range("val_fraction", self.val_fraction, 0.01, 0.5)
+        in_range("noise_share", self.noise_share, 0.0, 1.0)
+        in_range("target_accuracy", self.target_accuracy, 0.01, 1.0)
         for name in ("bootstrap", "audit_sample", "compare_films"):
-            _in_range(name, getattr(self, name), 1, 100_000)
+            in_range(name, getattr(self, name), 1, 100_000)
         if self.image_size % 32:
             raise UsageError(f"image_size is {self.image_size}; the networks need a multiple of 32.")
-        _one_of("denoiser", self.denoiser, ("autoencoder", "unet_denoiser"))
-        _one_of("precision", self.precision, ("auto", "bf16", "no"))
-        _in_range("phantoms", self.phantoms, 0.0, 100.0)
+        one_of("denoiser", self.denoiser, ("autoencoder", "unet_denoiser"))
+        one_of("precision", self.precision, ("auto", "bf16", "no"))
+        in_range("phantoms", self.phantoms, 0.0, 100.0)
         if not (self.data_dir or self.phantoms):
             raise UsageError(
                 f"preset {self.preset!r} needs data_dir, a folder of films: `--data FOLDER`, or `make report "
@@ -146,6 +103,13 @@ def _demo() -> dict[str, Any]:
         "unet_denoiser": Recipe(epochs=5, batch_size=8, lr=2e-3, schedule="cosine"),
         "classifier": Recipe(epochs=20, batch_size=16, schedule="cosine"),
         "ablation": Grid(image_size=32, train_images=700, levels=(0.1, 0.25), seeds=(0, 1), epochs=8),
+        "comparison": Comparison(
+            systems=Scale(image_size=64, epochs=1, train_images=96, other_images=48),
+            architectures=Scale(image_size=64, epochs=1, train_images=32, other_images=24),
+            attention=Scale(image_size=32, epochs=1, train_images=64, other_images=48),
+            seeds=(0, 1),
+            conditions=("clean", "denoised"),
+        ),
         "bootstrap": 300,
         "audit_sample": 10,
         "compare_films": 48,
@@ -160,6 +124,12 @@ def _quick() -> dict[str, Any]:
         "unet_denoiser": Recipe(epochs=5, batch_size=8, schedule="cosine"),
         "classifier": Recipe(epochs=6, schedule="cosine"),
         "ablation": Grid(image_size=64, train_images=1500, levels=(0.1, 0.25, 0.5, 1.0), seeds=(0, 1, 2), epochs=5),
+        "comparison": Comparison(
+            systems=Scale(image_size=64, epochs=3, train_images=1500),
+            architectures=Scale(image_size=64, epochs=3, train_images=1000),
+            attention=Scale(image_size=64, epochs=3, train_images=1000),
+            seeds=(0, 1, 2),
+        ),
     }
 
 
@@ -172,6 +142,7 @@ def _full() -> dict[str, Any]:
         "ablation": Grid(
             image_size=128, train_images=0, levels=(0.1, 0.25, 0.5, 0.75, 1.0), seeds=(0, 1, 2), epochs=20
         ),
+        "comparison": Comparison(systems=Scale(), architectures=Scale(), attention=Scale(), seeds=(0, 1, 2, 3, 4)),
     }
 
 
@@ -183,6 +154,13 @@ def _tiny() -> dict[str, Any]:
         "unet_denoiser": Recipe(epochs=1, batch_size=16, checkpoint_every=1),
         "classifier": Recipe(epochs=1, batch_size=16, checkpoint_every=1),
         "ablation": Grid(image_size=32, train_images=60, levels=(0.5,), seeds=(0, 1), epochs=1),
+        "comparison": Comparison(
+            systems=Scale(image_size=64, epochs=1, train_images=16, other_images=12),
+            architectures=Scale(image_size=64, epochs=1, train_images=8, other_images=9),
+            attention=Scale(image_size=32, epochs=1, train_images=8, other_images=9),
+            seeds=(0, 1),
+            conditions=("denoised",),
+        ),
         "bootstrap": 50,
         "audit_sample": 4,
         "compare_films": 4,
@@ -197,18 +175,23 @@ def make(preset: str = "demo", **overrides: Any) -> Config:
     """The configuration of a preset with single fields replaced.
 
     Args:
-        overrides: fields of Config, or `epochs`, `batch_size`, which set those of all three recipes.
-            None leaves a field as the preset has it.
+        overrides: fields of Config, or `epochs`, `batch_size`, which set those of all three recipes and bound those
+            of the systems; image_size bounds theirs too. None leaves a field as the preset has it.
 
     Raises:
         UsageError: unknown preset, unknown field, or a value of the wrong type or out of range.
     """
-    _one_of("preset", preset, tuple(PRESETS))
+    one_of("preset", preset, tuple(PRESETS))
     values = {"preset": preset, "data_dir": "", **PRESETS[preset]()}
     given = {name: value for name, value in overrides.items() if value is not None}
     for name in ("epochs", "batch_size"):
         if name in given:
             _set_recipes(values, name, given.pop(name))
+    if "image_size" in given:
+        systems = dataclasses.replace(
+            values["comparison"].systems, image_size=_typed("image_size", given["image_size"], int)
+        )
+        values["comparison"] = dataclasses.replace(values["comparison"], systems=systems)
     known = {field.name: field.type for field in dataclasses.fields(Config)}
     for name, value in given.items():
         if name not in known:
@@ -224,6 +207,8 @@ def from_dict(stored: dict[str, Any]) -> Config:
         values[name] = Recipe(**values[name])
     grid = values["ablation"]
     values["ablation"] = Grid(**{k: tuple(v) if isinstance(v, list) else v for k, v in grid.items()})
+    planned = values["comparison"].items()
+    values["comparison"] = Comparison(**{k: Scale(**v) if k in SCALES else tuple(v) for k, v in planned})
     return Config(**values)
 
 
@@ -231,6 +216,9 @@ def _set_recipes(values: dict[str, Any], field: str, value: int) -> None:
     value = _typed(field, value, int)
     for name in ("autoencoder", "unet_denoiser", "classifier"):
         values[name] = dataclasses.replace(values[name], **{field: value})
+    planned = values["comparison"]
+    scales = {name: dataclasses.replace(getattr(planned, name), **{field: value}) for name in SCALES}
+    values["comparison"] = dataclasses.replace(planned, **scales)
 
 
 def _typed(name: str, value: Any, wanted: type) -> Any:
@@ -245,15 +233,3 @@ def _unknown(name: str, known: tuple[str, ...]) -> str:
     near = difflib.get_close_matches(name, known, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     return f"no configuration field is called {name!r}.{hint} There are: {', '.join(sorted(known))}."
-
-
-def _in_range(name: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high:
-        raise UsageError(f"{name} is {value}; it must lie between {low:g} and {high:g}.")
-
-
-def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        near = difflib.get_close_matches(str(value), allowed, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise UsageError(f"{name} is {value!r}; it must be one of {', '.join(allowed)}.{hint}")

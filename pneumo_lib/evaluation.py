@@ -15,7 +15,7 @@ from skimage.restoration import denoise_nl_means
 from torch import Tensor, nn
 
 from pneumo_lib import metrics, noise, runs
-from pneumo_lib.training import Films
+from pneumo_lib.steps import Films
 
 Denoiser = Callable[[np.ndarray], np.ndarray]
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pneumo_lib import models
 from pneumo_lib.errors import DataError, UsageError
 
 
@@ -68,7 +69,7 @@ def feature_maps(model: nn.Module, images: Tensor, layers: Mapping[str, nn.Modul
     Raises:
         UsageError: a layer that does not run, or whose output is not a stack of maps.
     """
-    wanted = _convolutions(model) if layers is None else layers
+    wanted = _stages(model) if layers is None else layers
     with _ready(model, images) as batch, torch.no_grad(), _captured(wanted, grad=False) as kept:
         model(batch)
     for name in wanted:
@@ -120,16 +121,15 @@ def _ready(model: nn.Module, images: Tensor) -> Iterator[Tensor]:
             module.training = training
 
 
-def _convolutions(model: nn.Module) -> dict[str, nn.Module]:
-    found = {name: module for name, module in model.named_modules() if isinstance(module, nn.Conv2d)}
-    if not found:
-        raise UsageError(f"{type(model).__name__} has no Conv2d: name the layer to explain")
-    return found
+def _stages(model: nn.Module) -> dict[str, nn.Module]:
+    if found := models.stages(model):
+        return found
+    raise UsageError(f"{type(model).__name__} has no convolution: give the layer to look at")
 
 
 def _find(model: nn.Module, layer: nn.Module | None) -> tuple[str, nn.Module]:
     if layer is None:
-        return list(_convolutions(model).items())[-1]
+        return list(_stages(model).items())[-1]
     names = [name for name, module in model.named_modules() if module is layer]
     if not names:
         raise UsageError(f"the {type(layer).__name__} given as layer is no part of {type(model).__name__}")

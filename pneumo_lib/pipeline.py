@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from pneumo_lib import calibration, evaluation, models, runs, runtime, training
+from pneumo_lib import calibration, evaluation, models, runs, runtime, steps, training
 from pneumo_lib.config import Config
 from pneumo_lib.data import ImageSet, open_folder, phantom
 from pneumo_lib.errors import DataError
 from pneumo_lib.runs import Run
+from pneumo_lib.steps import Films
 from pneumo_lib.systems import System
-from pneumo_lib.training import Films
 
 LOSSES = {"autoencoder": "mse", "unet_denoiser": "l1"}
 DENOISERS = tuple(LOSSES)
@@ -63,7 +63,7 @@ def train_denoiser(run: Run, images: ImageSet, name: str) -> training.Fitted:
     config, folder = run.config, run.model_folder("denoiser", name)
     share = config.noise_share if name == "unet_denoiser" and config.noise_kind == "gaussian" else 0.0
     fitted = _fit(
-        run, images, name=name, architecture=name, arguments={}, step=training.DenoisingStep(LOSSES[name]), share=share
+        run, images, name=name, architecture=name, arguments={}, step=steps.DenoisingStep(LOSSES[name]), share=share
     )
     runs.save_model(folder, fitted.model, _card(run, name, {}, fitted) | {"noise": _noise(config, share)})
     return fitted
@@ -74,7 +74,7 @@ def train_classifier(run: Run, images: ImageSet, denoiser: str) -> training.Fitt
     config, behind = run.config, run.load_model("denoiser", denoiser)
     name, arguments = classifier_name(denoiser), {"image_size": config.image_size, "n_classes": len(images.classes)}
     share = behind.card["noise"]["share"]
-    step = training.ClassificationStep(behind.model)
+    step = steps.ClassificationStep(behind.model)
     fitted = _fit(run, images, name=name, architecture="cnn2", arguments=arguments, step=step, share=share)
     logits = evaluation.classify(fitted.model, films(images, "val"), view(config), denoiser=behind.model)
     card = _card(run, "cnn2", arguments, fitted) | {
@@ -231,7 +231,7 @@ def _phantoms(config: Config, cache_dir: Path) -> Path:
 
 
 def _fit(
-    run: Run, images: ImageSet, *, name: str, architecture: str, arguments: dict, step: training.Step, share: float
+    run: Run, images: ImageSet, *, name: str, architecture: str, arguments: dict, step: steps.Step, share: float
 ) -> training.Fitted:
     config, role = run.config, "denoiser" if architecture in DENOISERS else "classifier"
     runtime.seed_everything(config.seed)
@@ -239,7 +239,7 @@ def _fit(
         step=step,
         train=films(images, "train"),
         val=films(images, "val"),
-        corruption=training.Corruption(config.noise_kind, config.sigma, share=share),
+        corruption=steps.Corruption(config.noise_kind, config.sigma, share=share),
         recipe=getattr(config, architecture if role == "denoiser" else role),
         seed=config.seed,
         precision=config.precision,

@@ -180,6 +180,22 @@ def curves(history: pd.DataFrame, quantities: Mapping[str, str], *, best: int | 
     return figure
 
 
+def histories(tables: Mapping[str, pd.DataFrame], quantity: str, *, label: str) -> Figure:
+    """Learning curves of several networks: training left, validation right.
+
+    ``tables``: name to a history with ``epoch``, ``train_Q`` and ``val_Q`` for the ``quantity`` Q; ``label``: its axis.
+    """
+    figure, axes = _canvas(3.4, 2, sharey=True)
+    for ax, split in zip(axes, ("train", "val"), strict=True):
+        for i, (name, history) in enumerate(tables.items()):
+            ax.plot("epoch", f"{split}_{quantity}", data=history, label=name, markersize=4, **style_of(name, i))
+        ax.set(xlabel="epoch", title={"train": "training films", "val": "validation films"}[split])
+        ax.locator_params(axis="x", integer=True, steps=[1, 2, 5, 10], min_n_ticks=1)
+    axes[0].set_ylabel(label)
+    percent = "y" if quantity == "score" else ""
+    return _finish(_finish(figure, axes[1], percent=percent, legend=False), axes[0], percent=percent)
+
+
 def intervals(table: pd.DataFrame, *, label: str, percent: bool = False, pairs: Mapping | None = None) -> Figure:
     """Values with 95 % intervals from the top down: points, as bars start at zero, where small differences vanish.
 

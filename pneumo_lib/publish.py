@@ -2,10 +2,14 @@
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pneumo_lib import runs
+import pandas as pd
+
+from pneumo_lib import runs, standings
+from pneumo_lib.answers import Finished
 from pneumo_lib.runs import Run
 
 TITLES = {
@@ -81,3 +85,18 @@ def _abstention(evaluation: dict[str, Any]) -> str:
         f'Allowed to say "undecided", it decides {decided["value"]:.1%} of the noisy test films and is right on '
         f"{right['value']:.1%} [{right['low']:.1%}, {right['high']:.1%}] of those."
     )
+
+
+def systems_table(done: Sequence[Finished]) -> str:
+    """What trained systems say of their test films, as Markdown: one table for splits, one for cross-validations."""
+    single, folds = ([one for one in done if bool(one.card["fold"]) == folded] for folded in (False, True))
+    tables = [standings.readable(standings.standings(single))] if single else []
+    if folds and len(crossed := standings.cross_validated(folds)):
+        tables.append(standings.readable(crossed))
+    return "\n".join(map(markdown, tables))
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """A table of texts as Markdown, its index left out."""
+    head = ["| " + " | ".join(table.columns) + " |", "|" + "---|" * len(table.columns)]
+    return "\n".join([*head, *("| " + " | ".join(row) + " |" for row in table.to_numpy())]) + "\n"

@@ -32,6 +32,7 @@ NOTEBOOKS = {
     "02": "02_denoiser_training",
     "03": "03_classifier_training",
     "04": "04_ablation",
+    "05": "05_model_comparison",
     "06": "06_evaluation",
 }
 
@@ -162,8 +163,12 @@ def save_model(folder: Path, model: nn.Module, card: dict[str, Any]) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     save_weights(folder / "model.safetensors", model.state_dict())
-    card = {**card, "sha256": sha256(folder / "model.safetensors"), "pneumo_lib": __version__}
-    write_text(folder / "model.json", json.dumps(_plain(card), indent=1, allow_nan=False) + "\n")
+    write_card(folder, {**card, "sha256": sha256(folder / "model.safetensors")})
+
+
+def write_card(folder: Path, card: dict[str, Any]) -> None:
+    """Store a card as model.json, with the library's version."""
+    write_text(folder / "model.json", json.dumps(_plain(card | {"pneumo_lib": __version__}), indent=1) + "\n")
 
 
 def load_model(folder: str | Path, *, architecture: str = "", classes: tuple[str, ...] = ()) -> SavedModel:

@@ -1,6 +1,6 @@
 """One training loop for denoisers and classifiers.
 
-What differs between the two is a `step`: a batch of clean films in, one loss and one score per film out. Accelerate
+What differs between the two is a `Step`. Accelerate
 owns the device, the precision and the processes. Everything random is a function of (seed, epoch, step), and each
 process draws the noise of the whole batch and keeps its own rows: several processes, or a run that was killed and
 started again, train on exactly what one uninterrupted process would.
@@ -8,25 +8,24 @@ started again, train on exactly what one uninterrupted process would.
 
 import math
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
-import torch.nn.functional as F
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 from torchmetrics import MeanMetric
-from torchmetrics.functional.image import peak_signal_noise_ratio
 
-from pneumo_lib import noise, runs, runtime
-from pneumo_lib.config import Recipe
+from pneumo_lib import augmentation, noise, runs, runtime
 from pneumo_lib.errors import TrainingError
+from pneumo_lib.recipe import Recipe
+from pneumo_lib.steps import Corruption, Films, Step
 from pneumo_lib.training_machinery import (
     TrainingState,
     batches,
+    class_weights,
+    drawn_order,
     fingerprint,
     hash_of,
     resident,
@@ -37,101 +36,13 @@ from pneumo_lib.training_machinery import (
 
 
 @dataclass(frozen=True)
-class Films:
-    """Films to train or validate on.
-
-    Attributes:
-        images: (N, H, W) uint8, an array in memory or memory-mapped.
-        labels: (N,) int64.
-        keys: one stable name per film, from which its validation noise is drawn.
-    """
-
-    images: np.ndarray
-    labels: np.ndarray
-    keys: list[str]
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-
-@dataclass(frozen=True)
-class Corruption:
-    """The noise of a training run: a kind and a strength.
-
-    Attributes:
-        low, share: where share > 0, that share of the films gets a strength drawn from [low, 1.2 * strength] instead,
-            so that the network also learns weaker and stronger noise (gaussian only).
-    """
-
-    kind: str = "gaussian"
-    strength: float = 0.5
-    low: float = 0.0
-    share: float = 0.0
-
-    def __call__(self, clean: Tensor, generator: Generator) -> Tensor:
-        """Fresh noise for a batch (B, 1, H, W) in [0, 1]."""
-        if not self.share:
-            return noise.corrupt(clean, self.kind, self.strength, generator=generator)
-        options = {"generator": generator, "device": clean.device}
-        drawn = self.low + (1.2 * self.strength - self.low) * torch.rand(len(clean), 1, 1, 1, **options)
-        other = torch.rand(len(clean), 1, 1, 1, **options) < self.share
-        return noise.corrupt(clean, self.kind, torch.where(other, drawn, self.strength), generator=generator)
-
-
-class Outcome(NamedTuple):
-    """Of one batch: the loss to minimise and the score to report, both (B,) float."""
-
-    loss: Tensor
-    score: Tensor
-
-
-@dataclass(frozen=True)
-class DenoisingStep:
-    """Distance between the denoised and the clean film; the score is the PSNR in dB.
-
-    Attributes:
-        loss: "mse", the mean squared error, as the source does; or "l1", the mean absolute error, with which
-            residual networks settle faster (Zhao et al. 2017).
-    """
-
-    loss: str = "mse"
-
-    def __call__(self, model: nn.Module, clean: Tensor, noisy: Tensor, labels: Tensor) -> Outcome:
-        restored = model(noisy).float()
-        distance = {"mse": F.mse_loss, "l1": F.l1_loss}[self.loss](restored, clean, reduction="none")
-        score = peak_signal_noise_ratio(restored.detach(), clean, data_range=1.0, reduction="none", dim=(1, 2, 3))
-        return Outcome(distance.mean(dim=(1, 2, 3)), score)
-
-
-@dataclass(frozen=True)
-class ClassificationStep:
-    """Cross-entropy of the class; the score is 1 where the class is right, so its mean is the accuracy.
-
-    Attributes:
-        denoiser: a frozen network that cleans the noisy film first; None classifies the noisy film itself.
-    """
-
-    denoiser: nn.Module | None = None
-
-    def __call__(self, model: nn.Module, clean: Tensor, noisy: Tensor, labels: Tensor) -> Outcome:
-        with torch.no_grad():
-            seen = noisy if self.denoiser is None else self.denoiser(noisy).float()
-        logits = model(seen).float()
-        loss = F.cross_entropy(logits, labels, reduction="none")
-        return Outcome(loss, (logits.argmax(dim=1) == labels).float())
-
-
-Step = Callable[[nn.Module, Tensor, Tensor, Tensor], Outcome]
-
-
-@dataclass(frozen=True)
 class Fitted:
     """A trained network: its best weights loaded, evaluation mode, on the CPU.
 
     Attributes:
         name: of the task.
         history: one row per epoch: epoch, train_loss, train_score, val_loss, val_score, lr, seconds.
-        best_epoch: the epoch whose weights these are, the one of the lowest validation loss.
+        best_epoch: the epoch whose weights these are, chosen on validation as the recipe says.
     """
 
     name: str
@@ -155,8 +66,8 @@ class Task:
 
     def fingerprint(self, model: nn.Module) -> str:
         """Hash of everything that decides the trained weights, the fresh weights included."""
-        step_loss = str(getattr(self.step, "loss", ""))
-        facts = [step_loss, asdict(self.corruption), asdict(self.recipe), self.seed, self.precision]
+        kind = [getattr(self.step, "loss", None), getattr(self.step, "smoothing", 0.0)]
+        facts = [kind, asdict(self.corruption), asdict(self.recipe), self.seed, self.precision]
         facts += [
             (films.keys, films.labels.tolist(), films.images.shape, hash_of(films.images))
             for films in (self.train, self.val)
@@ -175,13 +86,18 @@ def fit(model: nn.Module, task: Task, folder: Path) -> Fitted:
         folder: gets history.csv, the newest state, and checkpoints/epoch_NN.safetensors where the recipe asks for them.
 
     Raises:
-        TrainingError: the loss is not a number (the last good state is kept), or `folder` holds a training of
-            another task.
+        TrainingError: the loss is not a number (the last good state is kept), a batch does not fit in memory, or
+            `folder` holds a training of another task.
     """
     loop = _Loop(model, task, Path(folder))
     loop.state.resume(loop.accelerator)
-    while not loop.state.finished:
-        loop.run_epoch()
+    try:
+        while not loop.state.finished:
+            loop.run_epoch()
+    except RuntimeError as error:
+        if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+            raise _too_large(task) from error
+        raise
     return loop.result()
 
 
@@ -194,11 +110,14 @@ class _Loop:
         self.accelerator = runtime.accelerator(task.precision)
         self.device = self.accelerator.device
         self.raw = model.to(self.device, memory_format=torch.channels_last)
-        optimizer = torch.optim.Adam(model.parameters(), lr=task.recipe.lr, fused=True)
+        kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[task.recipe.optimizer]
+        options = {"lr": task.recipe.lr, "weight_decay": task.recipe.weight_decay, "fused": True}
+        optimizer = kind(model.parameters(), **options)
         self.model, self.optimizer = self.accelerator.prepare(self.raw, optimizer)
         if denoiser := getattr(task.step, "denoiser", None):
             denoiser.to(self.device, memory_format=torch.channels_last).eval().requires_grad_(False)
         self.images = resident(task.train.images, self.device)
+        self.weights = class_weights(task.train.labels, task.recipe.imbalance).to(self.device)
 
     def run_epoch(self) -> None:
         """Train on every film once, validate, store the state."""
@@ -214,13 +133,14 @@ class _Loop:
     def train(self, epoch: int) -> dict[str, float]:
         """One pass over the training films in a fresh order, under fresh noise; their mean loss and score."""
         recipe, seed, films = self.task.recipe, self.task.seed, self.task.train
-        order = np.random.default_rng([seed, epoch]).permutation(len(films))
+        order = drawn_order(films.labels, recipe.imbalance, np.random.default_rng([seed, epoch]))
         steps, losses, (loss, score) = batches(order, recipe.batch_size), [], self._meters()
         self.model.train()
         title = f"{self.task.name}: epoch {epoch} of {recipe.epochs}"
         for number, rows in enumerate(runtime.progress(steps, desc=title)):
             clean, labels = to_float(take(self.images, rows, self.device)), take(films.labels, rows, self.device)
             drawn = noise.named_generator(f"{seed},{epoch},{number}", device=self.device)
+            clean = augmentation.augment(clean, recipe.augmentation, drawn)
             noisy = self.task.corruption(clean, drawn)
             mine, counted = share(len(rows), self.accelerator)
             with self.accelerator.autocast():
@@ -228,7 +148,8 @@ class _Loop:
             losses.append(outcome.loss.detach().mean())
             self._set_lr((epoch - 1) * len(steps) + number, recipe.epochs * len(steps))
             self.optimizer.zero_grad()
-            self.accelerator.backward(outcome.loss[:counted].sum() * self.accelerator.num_processes / len(rows))
+            weighted = (outcome.loss * self.weights[labels[mine]])[:counted].sum()
+            self.accelerator.backward(weighted * self.accelerator.num_processes / len(rows))
             self.optimizer.step()
             loss.update(outcome.loss[:counted].detach())
             score.update(outcome.score[:counted].detach())
@@ -285,6 +206,13 @@ class _Loop:
             f"(learning rate {self.optimizer.param_groups[0]['lr']:g}). {kept}"
             "Look at the films, or start again in a new folder with a lower learning rate."
         )
+
+
+def _too_large(task: Task) -> TrainingError:
+    """What to do where a batch does not fit in memory."""
+    size, side = task.recipe.batch_size, task.train.images.shape[-1]
+    advice = f"batch_size {size // 2}" if size > 1 else "a smaller image_size"
+    return TrainingError(f"{task.name}: {size} films of {side} x {side} pixels do not fit in memory. Try {advice}.")
 
 
 def checkpoint(folder: Path, epoch: int) -> Path:

@@ -16,8 +16,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from pneumo_lib import runs
-from pneumo_lib.config import Recipe
 from pneumo_lib.errors import TrainingError
+from pneumo_lib.recipe import Recipe
 
 
 class TrainingState:
@@ -40,15 +40,19 @@ class TrainingState:
 
     @property
     def best_epoch(self) -> int:
-        """The first epoch with the lowest validation loss; 0 before training."""
-        losses = [row["val_loss"] for row in self.history]
-        return int(np.argmin(losses)) + 1 if losses else 0
+        """The first epoch with the lowest validation loss, or highest score, as the recipe says; 0 before training."""
+        sign = {"loss": 1, "score": -1}[self.recipe.keep]
+        values = [sign * row[f"val_{self.recipe.keep}"] for row in self.history]
+        return int(np.argmin(values)) + 1 if values else 0
 
     @property
     def finished(self) -> bool:
         """Whether all epochs ran, or the validation loss has stood still for `patience` epochs."""
-        done, patience = len(self.history), self.recipe.patience
-        return done >= self.recipe.epochs or (0 < patience <= done - self.best_epoch)
+        lowest, waited = np.inf, 0
+        for row in self.history:
+            gained = row["val_loss"] < lowest - self.recipe.min_delta
+            lowest, waited = (row["val_loss"], 0) if gained else (lowest, waited + 1)
+        return len(self.history) >= self.recipe.epochs or 0 < self.recipe.patience <= waited
 
     def resume(self, accelerator: Accelerator) -> None:
         """Take up the newest stored state, if there is one: the history, and what `accelerator` has prepared.
@@ -109,8 +113,29 @@ def hash_of(array: np.ndarray) -> str:
 
 
 def batches(order: np.ndarray, size: int) -> list[np.ndarray]:
-    """Cut an order of films into batches; the last one may be short."""
-    return [order[i : i + size] for i in range(0, len(order), size)]
+    """Cut an order of films into batches; the last one may be short, but a single film joins the batch before it.
+
+    Batch normalisation cannot learn from a single film.
+    """
+    parts = [order[i : i + size] for i in range(0, len(order), size)]
+    if len(parts) > 1 and len(parts[-1]) == 1 < size:
+        parts[-2:] = [np.concatenate(parts[-2:])]
+    return parts
+
+
+def drawn_order(labels: np.ndarray, imbalance: str, rng: np.random.Generator) -> np.ndarray:
+    """The rows of one epoch: every film once in random order; "balanced": as many draws, classes equally likely."""
+    if imbalance != "balanced":
+        return rng.permutation(len(labels))
+    share = 1 / np.bincount(labels)[labels]
+    return rng.choice(len(labels), len(labels), p=share / share.sum())
+
+
+def class_weights(labels: np.ndarray, imbalance: str) -> Tensor:
+    """(C,) float32 factors of the loss, 1 on average over the films; "weighted": the same total for each class."""
+    counts = np.bincount(labels)
+    weights = len(labels) / np.maximum(counts, 1) / (counts > 0).sum() if imbalance == "weighted" else counts * 0 + 1.0
+    return torch.tensor(weights, dtype=torch.float32)
 
 
 def share(size: int, accelerator: Accelerator) -> tuple[slice, int]:

@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 from tiny import films
 
-from pneumo_lib import ablation, config, evaluation, metrics, runs, training
+from pneumo_lib import ablation, config, evaluation, metrics, recipe, runs, training
 from pneumo_lib.errors import TrainingError
-from pneumo_lib.training import Films
+from pneumo_lib.steps import Films
 
 LEVELS, SEEDS, EPOCHS = (0.2, 0.5), (0, 1), 2
 TRAIN, VAL = films(24, size=64), films(9, size=64, seed=1)
@@ -21,7 +21,7 @@ KEYS = ["arm", "level", "seed", "epoch"]
 @pytest.fixture(scope="module")
 def settings() -> config.Config:
     """The preset demo with the smallest grid that has everything twice."""
-    grid = config.Grid(image_size=32, train_images=20, levels=LEVELS, seeds=SEEDS, epochs=EPOCHS)
+    grid = recipe.Grid(image_size=32, train_images=20, levels=LEVELS, seeds=SEEDS, epochs=EPOCHS)
     return replace(config.make("demo"), ablation=grid, precision="no")
 
 
@@ -138,17 +138,17 @@ def test_an_interrupted_grid_goes_on_to_the_same_table(settings, table, tmp_path
 
 
 def test_a_subset_is_drawn_without_repetition_and_by_the_seed():
-    part = ablation.subset(TRAIN, 10, seed=3)
+    part = TRAIN.draw(10, seed=3)
     assert len(part) == len(set(part.keys)) == 10 and set(part.keys) < set(TRAIN.keys)
     rows = [TRAIN.keys.index(key) for key in part.keys]
     np.testing.assert_array_equal(part.images, TRAIN.images[rows])
     np.testing.assert_array_equal(part.labels, TRAIN.labels[rows])
-    assert ablation.subset(TRAIN, 10, seed=3).keys == part.keys != ablation.subset(TRAIN, 10, seed=4).keys
+    assert TRAIN.draw(10, seed=3).keys == part.keys != TRAIN.draw(10, seed=4).keys
 
 
 @pytest.mark.parametrize("n", [0, 24, 100])
 def test_a_subset_of_all_is_the_films_themselves(n):
-    assert ablation.subset(TRAIN, n, seed=0) is TRAIN
+    assert TRAIN.draw(n, seed=0) is TRAIN
 
 
 def test_shrinking_averages_whole_blocks():

@@ -236,7 +236,7 @@ def test_a_training_with_another_configuration_is_refused(pneumo, trained):
 
 
 def test_a_loss_that_is_not_a_number_ends_with_4(pneumo, trained, tmp_path, monkeypatch):
-    class Broken(pipeline.training.DenoisingStep):
+    class Broken(pipeline.steps.DenoisingStep):
         def __call__(self, *batch):
             outcome = super().__call__(*batch)
             return outcome._replace(loss=outcome.loss * np.nan)

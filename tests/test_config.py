@@ -6,8 +6,9 @@ from math import inf, nan
 
 import pytest
 
-from pneumo_lib.config import PRESETS, STRENGTHS, Config, Grid, Recipe, from_dict, make
+from pneumo_lib.config import PRESETS, SCALES, STRENGTHS, Config, from_dict, make
 from pneumo_lib.errors import UsageError
+from pneumo_lib.recipe import Augmentation, Comparison, Grid, Recipe, Scale
 
 NETWORKS = ("autoencoder", "unet_denoiser", "classifier")
 
@@ -21,7 +22,9 @@ def test_each_preset_is_complete_and_frozen(name):
     config = preset(name)
     assert (config.preset, config.seed, config.noise_kind) == (name, 0, "gaussian")
     assert all(isinstance(getattr(config, network), Recipe) for network in NETWORKS)
-    assert isinstance(config.ablation, Grid)
+    assert isinstance(config.ablation, Grid) and isinstance(config.comparison, Comparison)
+    assert all(isinstance(getattr(config.comparison, scale), Scale) for scale in SCALES)
+    assert len(config.comparison.seeds) >= 2, "one seed has no interval"
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.sigma = 0.1
     assert preset(name) == config, "a preset is a constant"
@@ -32,6 +35,7 @@ def test_the_full_preset_is_the_source_recipe():
     assert (full.image_size, full.sigma) == (256, 0.5)
     assert full.autoencoder == Recipe(epochs=50, batch_size=32, lr=1e-3, schedule="constant", checkpoint_every=10)
     assert full.classifier == Recipe(epochs=50, batch_size=32, lr=1e-3, schedule="constant")
+    assert all(getattr(full.comparison, scale) == Scale() for scale in SCALES), "nothing is shortened"
 
 
 def test_presets_grow_in_cost():
@@ -40,6 +44,16 @@ def test_presets_grow_in_cost():
     assert demo.unet_denoiser.epochs <= quick.unet_denoiser.epochs < full.unet_denoiser.epochs
     assert len(demo.ablation.seeds) <= len(quick.ablation.seeds) <= len(full.ablation.seeds)
     assert demo.ablation.image_size <= quick.ablation.image_size <= full.ablation.image_size
+
+
+def test_presets_shorten_the_comparison_less_and_less():
+    demo, quick = (preset(name).comparison for name in ("demo", "quick"))
+    for scale in SCALES:
+        short, longer = getattr(demo, scale), getattr(quick, scale)
+        assert 0 < short.epochs < longer.epochs and 0 < short.train_images < longer.train_images
+        assert 0 < short.image_size <= longer.image_size
+        assert short.other_images and not longer.other_images, "what is measured is measured on every test film"
+    assert len(demo.seeds) <= len(quick.seeds) <= len(preset("full").comparison.seeds)
 
 
 @pytest.mark.parametrize("name", ["quick", "full"])
@@ -76,6 +90,29 @@ def test_epochs_and_batch_size_set_all_three_recipes(field):
     assert after.ablation == before.ablation
 
 
+@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("field", ["epochs", "batch_size"])
+def test_epochs_and_batch_size_reach_every_scale_of_the_comparison(name, field):
+    before, after = preset(name).comparison, preset(name, **{field: 3}).comparison
+    for scale in SCALES:
+        assert getattr(after, scale) == dataclasses.replace(getattr(before, scale), **{field: 3})
+    assert after.seeds == before.seeds
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_image_side_bounds_the_systems_and_leaves_what_is_small_on_purpose(name):
+    before, after = preset(name), preset(name, image_size=96)
+    assert after.image_size == 96
+    systems = dataclasses.replace(before.comparison.systems, image_size=96)
+    assert after.comparison == dataclasses.replace(before.comparison, systems=systems)
+    assert after.ablation == before.ablation
+
+
+def test_a_comparison_can_be_replaced_whole():
+    none = Comparison(systems=Scale(), architectures=Scale(epochs=1), attention=Scale(), seeds=(3,))
+    assert make("demo", comparison=none).comparison == none
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -104,6 +141,9 @@ def test_an_unknown_name_is_refused_with_a_suggestion(arguments, said):
         ({"batch_size": 8.0}, "batch_size is 8.0, a float"),
         ({"epochs": True}, "epochs is True, a bool"),
         ({"data_dir": 3}, "data_dir is 3"),
+        ({"image_size": "64"}, "image_size is '64', a str; it must be a int"),
+        ({"image_size": True}, "image_size is True, a bool"),
+        ({"comparison": {"seeds": [0]}}, "it must be a Comparison"),
         ({"classifier": {"epochs": 3}}, "it must be a Recipe"),
         ({"denoiser": 3}, "denoiser is 3"),
     ],
@@ -155,7 +195,7 @@ def test_the_strength_is_bounded_by_its_kind(kind, highest):
         ({"epochs": 0}, "epochs is 0"),
         ({"epochs": 1, "lr": 0.0}, "lr is 0"),
         ({"epochs": 1, "lr": nan}, "lr is nan"),
-        ({"epochs": 1, "schedule": "linear"}, "'constant' or 'cosine'"),
+        ({"epochs": 1, "schedule": "linear"}, "one of constant, cosine"),
         ({"epochs": 1, "checkpoint_every": -1}, "checkpoint_every is -1"),
         ({"epochs": 1, "patience": -1}, "patience is -1"),
     ],
@@ -173,6 +213,26 @@ def test_a_config_survives_json(name):
     assert back == config
     assert hash(back) == hash(config), "tuples must not come back as lists"
     assert {field.name for field in dataclasses.fields(Config)} == json.loads(text).keys()
+
+
+def test_augmentation_and_comparison_survive_json():
+    how = Augmentation(rotation=10, zoom=(0.9, 1.1), flip=True)
+    classifier = Recipe(epochs=3, min_delta=0.01, imbalance="weighted", augmentation=how)
+    planned = Comparison(systems=Scale(image_size=96, epochs=2), architectures=Scale(), attention=Scale(), seeds=(5, 8))
+    config = make("demo", classifier=classifier, comparison=planned)
+    back = from_dict(json.loads(json.dumps(config.to_dict(), allow_nan=False)))
+    assert back == config and hash(back) == hash(config)
+    assert (back.classifier.augmentation, back.comparison) == (how, planned)
+
+
+@pytest.mark.parametrize("part", ["classifier", "comparison"])
+def test_from_dict_checks_what_is_nested(part):
+    stored = make("demo").to_dict()
+    nested = {"classifier": stored["classifier"]["augmentation"], "comparison": stored["comparison"]["systems"]}[part]
+    name = {"classifier": "rotation", "comparison": "train_images"}[part]
+    nested[name] = -1
+    with pytest.raises(UsageError, match=f"{name} is -1"):
+        from_dict(stored)
 
 
 def test_from_dict_checks_what_it_reads():

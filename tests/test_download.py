@@ -1,13 +1,17 @@
-"""Data sets from Kaggle (a local stand-in) and from archives, whole or hostile."""
+"""Data sets from Kaggle and MedMNIST (local stand-ins) and from archives, whole or hostile."""
 
 import stat
+import sys
+import types
 import zipfile
 from pathlib import Path
 
 import kagglehub
+import numpy as np
+import pandas as pd
 import pytest
 
-from pneumo_lib.data import CLASSES, download
+from pneumo_lib.data import CLASSES, card, download
 from pneumo_lib.data.download import fetch
 from pneumo_lib.errors import DataError, UsageError
 
@@ -216,4 +220,106 @@ def test_an_archive_that_is_missing_or_holds_something_else_is_named(tmp_path):
         fetch(NAME, out=tmp_path / NAME, from_zip=tmp_path / "gone.zip")
     with pytest.raises(DataError, match=f"not the data set {NAME}"):
         fetch(NAME, out=tmp_path / NAME, from_zip=archive(tmp_path, {"cats/1.jpg": b"meow"}))
+    assert remains(tmp_path) == []
+
+
+# ---- sets with other classes ----------------------------------------------------------------------------------------
+
+
+def test_the_archive_of_the_brain_mri_is_understood(tmp_path):
+    paths = [f"{name}/{i}.jpg" for name in ("no", "yes") for i in range(2)]
+    members = dict.fromkeys([*paths, *(f"brain_tumor_dataset/{path}" for path in paths)], b"x")
+    folder = fetch("brain_mri", out=tmp_path / "brain", from_zip=archive(tmp_path, members))
+    assert folder.classes == ("NORMAL", "TUMOR") and len(folder.table) == 4
+
+
+def test_a_set_of_other_classes_is_refused(tmp_path):
+    with pytest.raises(DataError, match="not the data set brain_mri"):
+        fetch("brain_mri", out=tmp_path / "brain", from_zip=archive(tmp_path))
+    assert remains(tmp_path) == []
+
+
+def test_where_kaggle_does_not_hold_a_set_the_message_says_where_it_is(tmp_path, monkeypatch):
+    asked = from_kaggle(monkeypatch, deliver)
+    with pytest.raises(DataError) as caught:
+        fetch("covid_ct", out=tmp_path / "ct")
+    for part in ("https://github.com/UCSD-AI4H/COVID-CT", "train, val, test", "COVID, NonCOVID", str(tmp_path / "ct")):
+        assert part in str(caught.value)
+    assert not asked and remains(tmp_path) == []
+
+
+# ---- from MedMNIST --------------------------------------------------------------------------------------------------
+
+
+def film_arrays(path: Path, size: int = 28, n: int = 4) -> Path:
+    rng = np.random.default_rng(0)
+    films = {f"{split}_images": rng.integers(0, 256, (n, size, size), np.uint8) for split in ("train", "val", "test")}
+    labels = {f"{split}_labels": np.arange(n)[:, None] % 2 for split in ("train", "val", "test")}
+    np.savez(path, **films, **labels)
+    return path
+
+
+def from_medmnist(monkeypatch, behaviour) -> list[int]:
+    """A stand-in for the package `medmnist`, which is not installed for tests."""
+    asked = []
+
+    def data_set(*, split: str, download: bool, size: int, root: str) -> None:
+        assert split == "train" and download
+        asked.append(size)
+        behaviour(Path(root), size)
+
+    package = types.ModuleType("medmnist")
+    package.INFO, package.PneumoniaMNIST = {"pneumoniamnist": {"python_class": "PneumoniaMNIST"}}, data_set
+    monkeypatch.setitem(sys.modules, "medmnist", package)
+    return asked
+
+
+@pytest.mark.parametrize(("size", "file"), [(28, "pneumoniamnist.npz"), (64, "pneumoniamnist_64.npz")])
+def test_a_medmnist_set_arrives_as_an_image_folder(tmp_path, monkeypatch, size, file):
+    asked = from_medmnist(monkeypatch, lambda root, size: film_arrays(root / file, size))
+    folder = fetch("pneumonia_mnist", out=tmp_path / "mnist", size=size)
+    assert asked == [size] and folder.classes == ("NORMAL", "PNEUMONIA") and len(folder.table) == 12
+    assert remains(tmp_path) == ["mnist"]
+    assert sorted(path.name for path in (tmp_path / "mnist").iterdir()) == ["test", "train", "val"]
+    again = fetch("pneumonia_mnist", out=tmp_path / "mnist")
+    assert len(asked) == 1 and "was there already" in again.notes[-1]
+
+
+def test_a_file_fetched_by_hand_is_read_and_other_counts_than_published_are_noted(tmp_path, monkeypatch):
+    asked = from_medmnist(monkeypatch, lambda *_: pytest.fail("downloaded"))
+    folder = fetch("pneumonia_mnist", out=tmp_path / "mnist", from_zip=film_arrays(tmp_path / "archive.npz"))
+    assert not asked and len(folder.table) == 12
+    assert "not hold as many films as are published" in folder.notes[-1] and "'train': (2, 2)" in folder.notes[-1]
+    published = pd.DataFrame.from_dict(card("pneumonia_mnist").counts, orient="index")
+    monkeypatch.setattr(download, "count", lambda table, classes: published)
+    whole = fetch("pneumonia_mnist", out=tmp_path / "whole", from_zip=tmp_path / "archive.npz")
+    assert whole.notes == ()
+
+
+@pytest.mark.parametrize("failure", [RuntimeError("Automatic download failed!"), None])
+def test_offline_or_without_the_package_the_message_says_what_to_do(tmp_path, monkeypatch, failure):
+    def behaviour(*_):
+        raise failure
+
+    from_medmnist(monkeypatch, behaviour)
+    if failure is None:
+        monkeypatch.setitem(sys.modules, "medmnist", None)
+    with pytest.raises(DataError) as caught:
+        fetch("pneumonia_mnist", out=tmp_path / "mnist", size=64)
+    for part in (
+        str(failure) if failure else "ModuleNotFoundError",
+        "pip install medmnist",
+        "https://zenodo.org/records/10519652/files/pneumoniamnist_64.npz",
+        "pneumo data download pneumonia_mnist --from-zip pneumoniamnist_64.npz",
+    ):
+        assert part in str(caught.value)
+    assert remains(tmp_path) == []
+
+
+def test_a_bad_file_of_arrays_or_size_leaves_nothing(tmp_path):
+    (tmp_path / "archive.zip").write_bytes(b"<html>404</html>")
+    with pytest.raises(DataError, match="not a whole file of arrays"):
+        fetch("pneumonia_mnist", out=tmp_path / "mnist", from_zip=tmp_path / "archive.zip")
+    with pytest.raises(UsageError, match="comes in 28, 64, 128, 224"):
+        fetch("pneumonia_mnist", out=tmp_path / "mnist", size=100)
     assert remains(tmp_path) == []

@@ -14,7 +14,8 @@ from torch import nn
 from pneumo_lib import evaluation, metrics, noise, runs
 from pneumo_lib.data import CLASSES, phantom
 from pneumo_lib.evaluation import View, classify, corrupted, denoising_quality, restore
-from pneumo_lib.training import DenoisingStep, Films, checkpoint, fit
+from pneumo_lib.steps import DenoisingStep, Films
+from pneumo_lib.training import checkpoint, fit
 
 NOISY = View("gaussian", 0.5, seed=3)
 

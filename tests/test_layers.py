@@ -18,32 +18,44 @@ MAX_LINES = 300
 # an order of its own inside; "__init__" there is the package's face.
 LAYERS = [
     ["errors"],
-    ["config", "dicom", "runtime"],
+    ["recipe", "dicom", "runtime"],
+    ["config"],
     ["metrics", "display", "images"],
     ["calibration", "plots"],
-    ["noise", "models"],
+    ["noise", "models", "augmentation"],
+    ["steps"],
     ["runs", "data"],
     ["systems"],
     ["training_machinery"],
     ["training"],
-    ["evaluation", "explain"],
+    ["evaluation", "explain", "answers"],
     ["pipeline"],
-    ["ablation", "diagnosis"],
+    ["ablation", "diagnosis", "trials"],
+    ["comparison", "standings"],
     ["report_chapter"],
     ["report_html"],
     ["report", "publish"],
+    ["cli_data"],
     ["cli"],
     ["__main__"],
 ]
 INSIDE = {
     "data": [
         ["cards", "anatomy"],
-        ["folder", "phantom"],
+        ["layout", "phantom"],
+        ["folder"],
+        ["mnist"],
         ["cache", "download"],
         ["split", "audit", "explore"],
+        ["duplicates"],
         ["__init__"],
     ],
-    "models": [["autoencoder", "cnn2", "unet_denoiser"], ["__init__"]],
+    "models": [
+        ["autoencoder", "cnn2", "unet_denoiser", "gray", "inspection"],
+        ["cnn3", "cnn4", "cnn5", "resnet34", "torchvision_models", "aernet"],
+        ["weights"],
+        ["__init__"],
+    ],
 }
 ERRORS_ONLY = ("dicom", "runtime")
 

@@ -234,7 +234,7 @@ def test_decide_says_when_no_threshold_reaches_the_target():
 def test_protocols_are_the_sources_two_and_the_clean_one(tiny_run, tiny_images):
     found = {p.name: (p.split, p.strength) for p in pipeline.protocols(tiny_run.config, tiny_images)}
     assert found == {"test_noise": ("test", 0.1), "noisy_test": ("noisy_test", 0.0), "clean": ("test", 0.0)}
-    assert set(systems.SYSTEMS["A"].reported) < set(found), "what the source reported has a protocol of that name"
+    assert set(systems.SYSTEMS["cnn2"].reported) < set(found), "what the source reported has a protocol of that name"
 
 
 def test_a_set_without_noisy_test_has_two_protocols(tiny_run, tiny_images):
@@ -296,7 +296,7 @@ def test_arrays_take_a_certain_answer():
 
 
 def test_reported_figures_stand_only_beside_the_sources_own_system(predictions):
-    table = pipeline.compare(predictions, systems.SYSTEMS["A"]).set_index(["system", "protocol"])
+    table = pipeline.compare(predictions, systems.SYSTEMS["cnn2"]).set_index(["system", "protocol"])
     own = table.loc["cnn2_on_autoencoder", "reported"]
     assert own["test_noise"] == 0.9457 and own["noisy_test"] == 0.9697 and np.isnan(own["clean"])
     assert table.loc["cnn2_on_unet_denoiser", "reported"].isna().all()

@@ -170,7 +170,7 @@ def test_a_card_that_is_none_is_refused(folder, text):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"architecture": "cnn9"}, r"cannot build: no architecture is called 'cnn9'\. Did you mean 'cnn2'"),
+        ({"architecture": "cnn9"}, r"cannot build: no architecture is called 'cnn9'\. Did you mean 'cnn"),
         ({"arguments": {"colour": 1}}, "cannot build: architecture 'cnn2' cannot be built from"),
         ({"arguments": 3}, "is not a model card"),
     ],
@@ -266,6 +266,8 @@ def test_every_field_but_the_data_changes_the_name():
         value = getattr(config, field.name)
         if field.name in other and value != other[field.name]:
             value = other[field.name]
+        elif field.name == "comparison":
+            value = dataclasses.replace(value, seeds=(*value.seeds, 99))
         elif dataclasses.is_dataclass(value):
             value = dataclasses.replace(value, epochs=value.epochs + 1)
         elif field.name != "preset":

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pneumo_lib.data import ImageFolder, ImageSet, assign, carve
+from pneumo_lib.data import ImageFolder, ImageSet, assign, carve, folds
 from pneumo_lib.errors import DataError, UsageError
 
 CLASSES = ("COVID19", "NORMAL", "PNEUMONIA")
@@ -148,3 +148,78 @@ def test_assign_gives_each_of_three_patients_a_split_of_its_own():
 def test_impossible_fractions_are_refused(fractions):
     with pytest.raises(UsageError, match="add up to 1"):
         assign(films(split=""), fractions=fractions, seed=0)
+
+
+# ---- folds ----------------------------------------------------------------------------------------------------------
+
+
+def whose(found: ImageFolder, rows: np.ndarray) -> set[str]:
+    table = found.table.iloc[rows]
+    return set(table["group"].where(table["group"] != "", table["path"]))
+
+
+@pytest.mark.parametrize("known", [0.0, 0.1, 1.0])
+@pytest.mark.parametrize("k", [2, 5, 10])
+def test_folds_test_every_film_once_keep_shares_and_patients_whole(k, known):
+    given = films(known=known)
+    dealt = folds(given, k=k, seed=3)
+    assert len(dealt) == k
+    assert sorted(np.concatenate([fold.test for fold in dealt])) == list(range(len(given.table)))
+    labels = given.table["label"].to_numpy()
+    for fold in dealt:
+        assert sorted([*fold.train, *fold.test]) == list(range(len(given.table)))
+        assert not whose(given, fold.train) & whose(given, fold.test)
+        assert np.allclose(np.bincount(labels[fold.test]), np.bincount(labels) / k, atol=2)
+    sizes = [len(fold.test) for fold in dealt]
+    assert max(sizes) - min(sizes) <= 3
+
+
+def test_folds_of_single_films_differ_by_one_film_at_most():
+    given = films((98, 155, 7), per_patient=1)
+    dealt = folds(given, k=5, seed=0)
+    counts = np.array([np.bincount(given.table["label"].to_numpy()[fold.test]) for fold in dealt])
+    assert (np.ptp(counts, axis=0) <= 1).all() and np.ptp(counts.sum(axis=1)) <= 1
+
+
+def test_folds_depend_on_seed_and_names_not_on_row_order():
+    given = films(known=0.2)
+    shuffled = ImageFolder(given.root, CLASSES, given.table.sample(frac=1, random_state=1).reset_index(drop=True), ())
+    first = [whose(given, fold.test) for fold in folds(given, seed=0)]
+    assert [whose(shuffled, fold.test) for fold in folds(shuffled, seed=0)] == first
+    assert [whose(given, fold.test) for fold in folds(given, seed=1)] != first
+
+
+def test_the_folds_of_one_seed_never_change():
+    given = films((4, 4, 4), per_patient=1)
+    names = [sorted(whose(given, fold.test)) for fold in folds(given, k=4, seed=0)]
+    assert names == [
+        ["p0-4", "p1-3", "p2-2"],
+        ["p0-2", "p1-4", "p2-3"],
+        ["p0-1", "p1-1", "p2-1"],
+        ["p0-3", "p1-2", "p2-4"],
+    ]
+
+
+def test_a_large_patient_fills_a_fold_of_its_class_and_the_others_share_the_rest():
+    given = films((40, 40, 40), per_patient=1)
+    given.table.loc[:19, "group"] = "often"
+    tests = [np.bincount(given.table["label"].to_numpy()[fold.test])[0] for fold in folds(given, k=5, seed=0)]
+    assert sorted(tests) == [5, 5, 5, 5, 20]
+
+
+def test_too_few_patients_or_folds_are_refused():
+    assert len(folds(films((5, 30, 30), per_patient=1), k=5, seed=0)) == 5
+    with pytest.raises(DataError, match=r"COVID19 in set has 4 patients \(4 films\) to split; at least 5"):
+        folds(films((4, 30, 30), per_patient=1), k=5, seed=0)
+    with pytest.raises(UsageError, match="number of folds is 1"):
+        folds(films(), k=1, seed=0)
+
+
+def test_a_fold_becomes_splits_from_which_validation_can_be_carved():
+    table = films((10, 20, 30), split="").table
+    given = ImageSet(np.zeros((60, 2, 2), np.uint8), table, CLASSES)
+    for fold in folds(given, k=3, seed=0):
+        found = carve(fold.apply(given), seed=0)
+        assert set(found.table["split"]) == {"train", "val", "test"}
+        assert np.flatnonzero(found.table["split"] == "test").tolist() == fold.test.tolist()
+    assert set(given.table["split"]) == {""}

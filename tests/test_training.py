@@ -4,6 +4,7 @@ import json
 import math
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,13 +14,17 @@ import torch.nn.functional as F
 from tiny import Stop, Tampered, curve, films, network, same_weights, stop_in_epoch, task
 from torch import Generator, nn
 
-from pneumo_lib import evaluation, noise, training, training_machinery
-from pneumo_lib.config import Recipe
+from pneumo_lib import evaluation, models, noise, training, training_machinery
 from pneumo_lib.errors import TrainingError
+from pneumo_lib.recipe import Augmentation, Recipe
 from pneumo_lib.runs import read_weights
-from pneumo_lib.training import ClassificationStep, Corruption, DenoisingStep, Films, Outcome, Task, checkpoint, fit
+from pneumo_lib.steps import ClassificationStep, Corruption, DenoisingStep, Films, Outcome
+from pneumo_lib.training import Task, checkpoint, fit
 
 QUIET = Corruption(strength=0.0)
+EVERYTHING = Augmentation(
+    rotation=15, shift=0.1, zoom=(0.9, 1.2), shear=5, flip=True, brightness=0.1, contrast=0.2, gamma=0.2
+)
 
 
 @pytest.fixture(autouse=True)
@@ -39,20 +44,49 @@ class Recorded:
     def __init__(self) -> None:
         self.train: list[torch.Tensor] = []
         self.val: list[torch.Tensor] = []
+        self.labels: list[int] = []
 
     def __call__(self, model: nn.Module, clean: torch.Tensor, noisy: torch.Tensor, labels: torch.Tensor) -> Outcome:
         (self.train if model.training else self.val).append(noisy.clone())
+        self.labels += labels.tolist() if model.training else []
         return ClassificationStep()(model, clean, noisy, labels)
 
 
-def judged(losses: list[float]) -> Tampered:
-    """A classification whose validation loss follows a list, one value per epoch."""
-    left = iter(losses)
+def judged(losses: list[float], scores: list[float] | None = None) -> Tampered:
+    """A classification whose validation loss and score follow lists, one value per epoch."""
+    left = zip(losses, scores or losses, strict=True)
 
     def change(model: nn.Module, calls: int, outcome: Outcome) -> Outcome:
-        return outcome if model.training else Outcome(torch.full_like(outcome.loss, next(left)), outcome.score)
+        return outcome if model.training else Outcome(*(torch.full_like(outcome.loss, value) for value in next(left)))
 
     return Tampered(ClassificationStep(), change)
+
+
+def failing(error: Exception) -> Tampered:
+    """A classification that raises an error at its second training step."""
+
+    def change(model: nn.Module, calls: int, outcome: Outcome) -> Outcome:
+        if calls == 2:
+            raise error
+        return outcome
+
+    return Tampered(ClassificationStep(), change)
+
+
+def linear(n_classes: int = 3) -> nn.Module:
+    """The smallest network that learns, the same every time."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(32 * 32, n_classes))
+
+
+def of_classes(few: Films, counts: list[int]) -> Films:
+    """So many films of each class, repeated where there are too few."""
+    rows = np.concatenate([np.resize(np.flatnonzero(few.labels == k), n) for k, n in enumerate(counts)])
+    return Films(few.images[rows], few.labels[rows], [f"{row:03d}_{few.keys[film]}" for row, film in enumerate(rows)])
+
+
+def pixels(part: Films) -> torch.Tensor:
+    return torch.from_numpy(part.images)[:, None] / 255
 
 
 # it learns
@@ -90,18 +124,26 @@ def test_shuffled_labels_teach_nothing(tmp_path):
     assert chance < 1 / 3 + 4 * math.sqrt(2 / 9 / len(val))  # four standard errors of guessing
 
 
+def test_a_classifier_of_two_classes_learns(tmp_path):
+    two = of_classes(films(12), [4, 4])
+    job = task(train=repeated(two, 20), val=two, epochs=1, batch_size=8, lr=3e-3, corruption=QUIET)
+    fitted = fit(models.build("cnn2", image_size=32, n_classes=2), job, tmp_path)
+    assert fitted.history["val_score"].iloc[-1] == 1.0 and fitted.history["val_loss"].iloc[-1] < 0.1
+    assert fitted.model(pixels(two)).shape == (8, 2)
+
+
 # it counts
 
 
 def test_the_mean_loss_is_that_of_the_whole_set_with_a_short_last_batch(tmp_path):
-    job = task(n=11, batch_size=10, epochs=1, lr=1e-7, corruption=QUIET)
+    job = task(n=12, batch_size=10, epochs=1, lr=1e-7, corruption=QUIET)
     model = network()
     with torch.no_grad():
-        logits = model(torch.from_numpy(job.train.images)[:, None] / 255)
+        logits = model(pixels(job.train))
     losses = F.cross_entropy(logits, torch.from_numpy(job.train.labels), reduction="none")
     right = (logits.argmax(1).numpy() == job.train.labels).mean()
-    order = np.random.default_rng([job.seed, 1]).permutation(11)
-    by_batch = (losses[order[:10]].mean() + losses[order[10]]) / 2
+    order = np.random.default_rng([job.seed, 1]).permutation(12)
+    by_batch = (losses[order[:10]].mean() + losses[order[10:]].mean()) / 2
     row = fit(model, job, tmp_path).history.iloc[0]
     assert row["train_loss"] == pytest.approx(float(losses.mean()), abs=1e-5)
     assert abs(float(by_batch) - float(losses.mean())) > 1e-3  # else the test could not tell the two apart
@@ -118,6 +160,36 @@ def test_one_epoch_shows_every_film_once_in_a_new_order_each_time(tmp_path):
     assert not torch.equal(first, second)
     for shown in (first, second):
         assert sorted(film.numpy().tobytes() for film in shown) == sorted(film.tobytes() for film in job.train.images)
+
+
+@pytest.mark.parametrize(
+    ("n", "size", "cut"),
+    [
+        (12, 5, [5, 5, 2]),
+        (11, 5, [5, 6]),
+        (6, 5, [6]),
+        (10, 5, [5, 5]),
+        (1, 5, [1]),
+        (4, 5, [4]),
+        (3, 1, [1, 1, 1]),
+        (5, 2, [2, 3]),
+    ],
+)
+def test_a_single_film_at_the_end_joins_the_batch_before_it(n, size, cut):
+    order = np.random.default_rng(0).permutation(n)
+    parts = training_machinery.batches(order, size)
+    assert [len(part) for part in parts] == cut
+    np.testing.assert_array_equal(np.concatenate(parts), order)
+
+
+def test_batch_normalisation_never_meets_a_single_film(tmp_path):
+    step = Recorded()
+    normalised = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(1024), nn.Linear(1024, 3))
+    fit(normalised, task(step, n=6, batch_size=5), tmp_path)
+    assert [len(batch) for batch in step.train] == [6, 6]
+    normalised.train()
+    with pytest.raises(ValueError, match="Expected more than 1 value per channel"):
+        normalised(step.train[0][:1])  # else the test would show nothing
 
 
 def test_validation_meets_the_same_noise_every_epoch_and_that_of_the_evaluation(tmp_path):
@@ -182,6 +254,171 @@ def test_without_a_share_every_film_gets_the_same_strength():
     assert float(mixed.min()) < 0.01  # nearly clean films among them
 
 
+# augmentation
+
+
+def test_training_films_are_augmented_and_validation_films_never(tmp_path):
+    step = Recorded()
+    job = task(step, epochs=4, corruption=QUIET, augmentation=Augmentation(flip=True))
+    fit(linear(), job, tmp_path)
+    plain, mirrored = (
+        {film.numpy().tobytes() for film in part} for part in (pixels(job.train), pixels(job.train).flip(-1))
+    )
+    shown = [film.numpy().tobytes() for batch in step.train for film in batch]
+    assert len(shown) == 48 and set(shown) <= plain | mirrored
+    assert 12 <= sum(film in mirrored for film in shown) <= 36  # four standard errors of a coin
+    assert all(torch.equal(batch, pixels(job.val)) for batch in step.val) and len(step.val) == 4
+
+
+def test_every_kind_of_augmentation_leaves_validation_alone(tmp_path):
+    plain, augmented = Recorded(), Recorded()
+    fit(linear(), task(plain), tmp_path / "plain")
+    fit(linear(), task(augmented, augmentation=EVERYTHING), tmp_path / "augmented")
+    assert all(map(torch.equal, plain.val, augmented.val)), "noise included"
+    assert not any(map(torch.equal, plain.train, augmented.train))
+
+
+def test_each_epoch_augments_afresh_and_the_seed_decides_how(tmp_path):
+    seen = {}
+    for name, seed in (("one", 0), ("same", 0), ("other", 1)):
+        step = Recorded()
+        job = task(
+            step, train=repeated(films(1), 2), batch_size=1, corruption=QUIET, augmentation=EVERYTHING, seed=seed
+        )
+        fit(linear(), job, tmp_path / name)
+        seen[name] = [film.numpy().tobytes() for film in step.train]
+    assert len(set(seen["one"])) == 4, "one film, twice per epoch, is never the same"
+    assert seen["one"] == seen["same"] and not set(seen["one"]) & set(seen["other"])
+
+
+def test_a_denoiser_learns_to_give_back_the_augmented_film(tmp_path):
+    pairs = []
+
+    def step(model: nn.Module, clean: torch.Tensor, noisy: torch.Tensor, labels: torch.Tensor) -> Outcome:
+        pairs.append((model.training, clean.clone(), noisy.clone()))
+        return DenoisingStep()(model, clean, noisy, labels)
+
+    job = task(step, epochs=1, corruption=Corruption(strength=0.01), augmentation=Augmentation(shift=0.5))
+    fit(nn.Sequential(nn.Conv2d(1, 1, 1)), job, tmp_path)
+    for in_training, clean, noisy in pairs:
+        torch.testing.assert_close(clean, noisy, atol=0.1, rtol=0)
+        known = {film.tobytes() for film in (job.train if in_training else job.val).images}
+        shown = {film.numpy().tobytes() for film in clean[:, 0].mul(255).round().byte()}
+        assert not shown & known if in_training else shown <= known
+
+
+# classes of unequal size, smoothed targets
+
+
+def test_weighted_losses_give_every_class_the_same_pull(tmp_path):
+    unequal = of_classes(films(30), [12, 3, 1])
+    job = task(train=unequal, batch_size=16, epochs=1, corruption=QUIET, imbalance="weighted")
+    by_hand, model = linear(), linear()
+    losses = F.cross_entropy(by_hand(pixels(unequal)), torch.from_numpy(unequal.labels), reduction="none")
+    torch.stack([losses[unequal.labels == k].mean() for k in range(3)]).mean().backward()
+    fit(model, job, tmp_path)  # a single step, whose gradient is still there
+    torch.testing.assert_close(model[1].weight.grad, by_hand[1].weight.grad, atol=1e-6, rtol=1e-5)
+    plain = linear()
+    F.cross_entropy(plain(pixels(unequal)), torch.from_numpy(unequal.labels)).backward()
+    assert (plain[1].weight.grad - by_hand[1].weight.grad).abs().max() > 0.01, "else the weights would not matter"
+
+
+@pytest.mark.parametrize("counts", [[12, 3, 1], [5, 5, 5], [4, 0, 2], [7, 9]])
+def test_class_weights_are_one_on_average_and_equal_in_sum(counts):
+    labels = np.repeat(np.arange(len(counts)), counts)
+    weights = training_machinery.class_weights(labels, "weighted")
+    assert weights.dtype == torch.float32 and weights[labels].mean().item() == pytest.approx(1)
+    sums = [n * weight for n, weight in zip(counts, weights.tolist(), strict=True) if n]
+    assert sums == pytest.approx([len(labels) / len(sums)] * len(sums))
+
+
+def test_reported_losses_are_never_weighted(tmp_path):
+    unequal = of_classes(films(30), [9, 2, 1])
+    options = {"train": unequal, "epochs": 1, "batch_size": 12, "corruption": QUIET}
+    kinds = ("none", "weighted")
+    rows = [fit(linear(), task(imbalance=kind, **options), tmp_path / kind).history.iloc[0] for kind in kinds]
+    assert rows[0]["train_loss"] == rows[1]["train_loss"], "one scale for all recipes"
+
+
+@pytest.mark.parametrize("counts", [[900, 100], [700, 250, 50]])
+def test_balanced_draws_take_every_class_equally_often(counts):
+    labels = np.repeat(np.arange(len(counts)), counts)
+    orders = [training_machinery.drawn_order(labels, "balanced", np.random.default_rng(seed)) for seed in (3, 3, 4)]
+    expected, spread = len(labels) / len(counts), math.sqrt(len(labels) * (len(counts) - 1)) / len(counts)
+    for order in orders:
+        assert len(order) == len(labels)
+        assert np.abs(np.bincount(labels[order]) - expected).max() < 4 * spread
+    np.testing.assert_array_equal(orders[0], orders[1])
+    assert not np.array_equal(orders[0], orders[2])
+    drawn = np.bincount(np.concatenate([orders[0], orders[2]]), minlength=len(labels))
+    assert drawn[labels == 0].max() < 10, "within a class every film is as likely"
+
+
+@pytest.mark.parametrize("imbalance", ["none", "weighted", "balanced"])
+def test_only_one_answer_to_unbalanced_classes_is_given(imbalance):
+    labels = np.repeat([0, 1], [30, 10])
+    weights = training_machinery.class_weights(labels, imbalance)
+    order = training_machinery.drawn_order(labels, imbalance, np.random.default_rng(0))
+    assert (weights.tolist() == [1.0, 1.0]) == (imbalance != "weighted")
+    assert (sorted(order) == list(range(40))) == (imbalance != "balanced")
+
+
+def test_a_balanced_training_sees_the_classes_equally_often_in_a_new_draw_each_epoch(tmp_path):
+    step, unequal = Recorded(), of_classes(films(30), [60, 12, 8])
+    job = task(step, train=unequal, batch_size=20, epochs=3, imbalance="balanced")
+    fit(linear(), job, tmp_path)
+    counts = np.bincount(step.labels)
+    assert counts.sum() == 240 and np.abs(counts - 80).max() < 4 * math.sqrt(240 * 2) / 3
+    expected = [
+        training_machinery.drawn_order(unequal.labels, "balanced", np.random.default_rng([0, e])) for e in (1, 2, 3)
+    ]
+    assert step.labels == unequal.labels[np.concatenate(expected)].tolist()
+
+
+def test_targets_are_smoothed_in_training_only(tmp_path):
+    share, job = 0.3, task(ClassificationStep(smoothing=0.3), epochs=1, lr=1e-7, corruption=QUIET)
+    model = linear()
+    with torch.no_grad():
+        logs = {
+            name: F.log_softmax(model(pixels(part)), dim=1) for name, part in (("train", job.train), ("val", job.val))
+        }
+    exact = {name: -log[range(len(log)), getattr(job, name).labels].mean().item() for name, log in logs.items()}
+    smoothed = (1 - share) * exact["train"] - share * logs["train"].mean().item()
+    row = fit(model, job, tmp_path).history.iloc[0]
+    assert row["train_loss"] == pytest.approx(smoothed, abs=1e-5) and abs(smoothed - exact["train"]) > 1e-3
+    assert row["val_loss"] == pytest.approx(exact["val"], abs=1e-5)
+
+
+# optimisers
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+@pytest.mark.parametrize(("name", "kind"), [("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW)])
+def test_the_optimiser_is_torchs_own(tmp_path, name, kind, decay):
+    job = task(lr=1e-2, optimizer=name, weight_decay=decay, corruption=QUIET)
+    by_hand, clean, labels = linear(), pixels(job.train), torch.from_numpy(job.train.labels)
+    optimizer = kind(by_hand.parameters(), lr=1e-2, weight_decay=decay, fused=False)
+    for epoch in (1, 2):
+        order = np.random.default_rng([job.seed, epoch]).permutation(12)
+        for rows in (order[:5], order[5:10], order[10:]):
+            optimizer.zero_grad()
+            F.cross_entropy(by_hand(clean[rows]), labels[rows]).backward()
+            optimizer.step()
+    model = linear()
+    fit(model, replace(job, step=judged([0.9, 0.1])), tmp_path)  # the last weights are kept
+    torch.testing.assert_close(model.state_dict(), by_hand.state_dict(), atol=1e-5, rtol=1e-4)
+
+
+def test_adamw_decays_the_weights_and_adam_the_gradient(tmp_path):
+    kinds = [(name, decay) for decay in (0.0, 0.5) for name in ("adam", "adamw")]
+    states = []
+    for number, (name, decay) in enumerate(kinds):
+        job = task(judged([0.9, 0.1]), lr=1e-2, optimizer=name, weight_decay=decay)
+        states.append(fit(linear(), job, tmp_path / str(number)).model.state_dict())
+    assert same_weights(states[0], states[1])
+    assert all(not same_weights(states[a], states[b]) for a, b in ((0, 2), (1, 3), (2, 3)))
+
+
 # learning rate
 
 
@@ -221,6 +458,22 @@ def test_the_first_of_equal_losses_is_the_best(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("keep", "losses", "scores", "best"),
+    [
+        ("loss", [0.9, 0.2, 0.5], [0.5, 0.6, 0.9], 2),
+        ("score", [0.9, 0.2, 0.5], [0.5, 0.6, 0.9], 3),
+        ("score", [0.9, 0.2, 0.1], [0.7, 0.9, 0.9], 2),
+        ("score", [0.1, 0.2, 0.3], [0.7, 0.6, 0.5], 1),
+    ],
+)
+def test_the_recipe_says_which_epoch_is_the_best(tmp_path, keep, losses, scores, best):
+    job = task(judged(losses, scores), epochs=3, keep=keep, checkpoint_every=1)
+    fitted = fit(linear(), job, tmp_path)
+    assert fitted.best_epoch == best
+    assert same_weights(fitted.model.state_dict(), read_weights(checkpoint(tmp_path, best)))
+
+
+@pytest.mark.parametrize(
     ("losses", "patience", "ran", "best"),
     [
         ([0.9, 0.5, 0.6, 0.5, 0.7, 0.1], 3, 5, 2),
@@ -231,6 +484,61 @@ def test_the_first_of_equal_losses_is_the_best(tmp_path):
 def test_patience_ends_a_training_that_stands_still(tmp_path, losses, patience, ran, best):
     fitted = fit(network(), task(judged(losses), epochs=6, patience=patience), tmp_path)
     assert len(fitted.history) == ran and fitted.best_epoch == best
+
+
+def epochs_run(losses: list[float], patience: int, min_delta: float) -> int:
+    """After how many epochs a training with these validation losses has finished."""
+    recipe = Recipe(epochs=len(losses), patience=patience, min_delta=min_delta)
+    state = training_machinery.TrainingState(Path(), recipe, "")
+    while not state.finished:
+        state.history.append({"val_loss": losses[len(state.history)]})
+    return len(state.history)
+
+
+@pytest.mark.parametrize(
+    ("losses", "patience", "min_delta", "ran"),
+    [
+        ([1.0, 0.9, 0.8, 0.7, 0.6], 2, 0.0, 5),  # it falls all the time
+        ([2.0, 1.75, 1.25, 1.0, 0.5], 2, 0.5, 5),  # little by little, but half in two epochs counts
+        ([1.0, 0.75, 0.75, 0.75, 0.0], 2, 0.5, 3),  # lower than before, but by too little
+        ([1.0, 0.5, 0.5, 0.5, 0.5], 2, 0.5, 3),  # exactly min_delta lower is not enough
+        ([1.0, 1.0, 1.0, 1.0], 1, 0.0, 2),  # equal is no gain
+        ([1.0, 2.0, 0.5, 2.0, 0.25, 2.0], 2, 0.0, 6),  # each gain starts the count anew
+        ([0.5, 1.0, 0.75, 0.625, 0.0], 3, 0.0, 4),  # gains are measured from the lowest, not from the epoch before
+        ([1.0, 2.0, 2.0, 2.0], 0, 0.0, 4),  # no patience asked for
+        ([1.0, 2.0, 2.0], 5, 0.0, 3),  # the epochs end first
+    ],
+)
+def test_patience_counts_epochs_without_a_gain_of_min_delta(losses, patience, min_delta, ran):
+    assert epochs_run(losses, patience, min_delta) == ran
+
+
+def keras_runs(losses: list[float], patience: int, min_delta: float) -> int:
+    """What Keras's EarlyStopping(monitor="val_loss") does: `wait` grows every epoch and a gain sets it to zero."""
+    best, wait = math.inf, 0
+    for epoch, loss in enumerate(losses, start=1):
+        wait += 1
+        if loss + min_delta < best:
+            best, wait = loss, 0
+        if wait >= patience:
+            return epoch
+    return len(losses)
+
+
+@pytest.mark.parametrize("min_delta", [0.0, 0.125, 0.5])
+@pytest.mark.parametrize("patience", [1, 2, 4])
+def test_patience_stops_where_keras_stops(patience, min_delta):
+    rng, ended = np.random.default_rng(patience), []
+    for _ in range(50):
+        losses = (rng.integers(0, 24, 12) / 8).tolist()  # eighths are exact
+        ended.append(epochs_run(losses, patience, min_delta))
+        assert ended[-1] == keras_runs(losses, patience, min_delta), losses
+    assert len(set(ended)) > 2, "else the sequences would all say the same"
+
+
+def test_what_is_kept_is_the_lowest_loss_even_where_the_gain_was_too_small_to_wait(tmp_path):
+    fitted = fit(linear(), task(judged([0.5, 0.49, 0.48, 0.1]), epochs=4, patience=2, min_delta=0.1), tmp_path)
+    assert len(fitted.history) == 3 and fitted.best_epoch == 3
 
 
 def test_checkpoints_are_kept_every_k_epochs(tmp_path):
@@ -323,6 +631,30 @@ def test_a_stopped_training_goes_on_to_the_same_weights(tmp_path, name, step, ep
     assert same_weights(*(read_weights(checkpoint(tmp_path / part, 3)) for part in ("whole", "stopped")))
 
 
+def with_state_of_its_own() -> nn.Module:
+    """A network that normalises and drops out, so that running means and the random generator count too."""
+    torch.manual_seed(0)
+    first = [nn.Conv2d(1, 4, 3, stride=4), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten()]
+    return nn.Sequential(*first, nn.Dropout(0.5), nn.Linear(256, 3))
+
+
+@pytest.mark.parametrize("epoch", [1, 3])
+@pytest.mark.parametrize("imbalance", ["weighted", "balanced"])
+def test_an_augmented_training_goes_on_to_the_same_weights(tmp_path, imbalance, epoch):
+    options = {"optimizer": "adamw", "weight_decay": 0.1, "patience": 5, "keep": "score", "schedule": "cosine"}
+    job = task(epochs=4, imbalance=imbalance, augmentation=EVERYTHING, **options)
+    whole = fit(with_state_of_its_own(), job, tmp_path / "whole")
+    with pytest.raises(Stop):
+        fit(with_state_of_its_own(), stop_in_epoch(job, epoch), tmp_path / "stopped")
+    assert len(list((tmp_path / "stopped").glob("state_*"))) == (epoch > 1)
+    fresh = with_state_of_its_own()
+    if epoch > 1:
+        torch.manual_seed(99)  # the stored state brings its own
+    resumed = fit(fresh, job, tmp_path / "stopped")
+    assert same_weights(resumed.model.state_dict(), whole.model.state_dict())
+    assert curve(resumed) == curve(whole)
+
+
 def test_a_stop_within_patience_is_remembered(tmp_path):
     losses = [0.9, 0.5, 0.6, 0.7, 0.8, 0.9]
     job = task(judged(losses), epochs=6, patience=3)
@@ -360,6 +692,9 @@ def other_tasks() -> dict[str, Task]:
         "fewer films": task(n=11),
         "film size": replace(job, train=films(12, size=64)),
         "denoiser": replace(job, step=ClassificationStep(network("autoencoder"))),
+        "smoothing": replace(job, step=ClassificationStep(smoothing=0.1)),
+        "augmentation": replace(job, recipe=replace(job.recipe, augmentation=Augmentation(flip=True))),
+        "imbalance": replace(job, recipe=replace(job.recipe, imbalance="weighted")),
     }
 
 
@@ -458,3 +793,51 @@ def test_the_stored_state_is_readable_json(tmp_path):
     fit(network(), task(), tmp_path)
     stored = json.loads((tmp_path / "state_0002" / "progress.json").read_text())
     assert [row["epoch"] for row in stored["history"]] == [1, 2] and len(stored["fingerprint"]) == 64
+
+
+# a batch that does not fit
+
+
+def refusal_of_this_machine() -> RuntimeError:
+    """What torch says of more memory than there is."""
+    with pytest.raises(RuntimeError) as error:
+        torch.empty(2**60, dtype=torch.uint8)
+    return error.value
+
+
+OUT_OF_MEMORY = {
+    "cuda": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    "cpu": RuntimeError("[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory: 12 bytes."),
+    "this machine": refusal_of_this_machine(),
+}
+
+
+@pytest.mark.parametrize(
+    ("size", "advice"), [(5, "batch_size 2"), (2, "batch_size 1"), (1, "a smaller image_size")], ids=["5", "2", "1"]
+)
+@pytest.mark.parametrize("error", OUT_OF_MEMORY.values(), ids=list(OUT_OF_MEMORY))
+def test_a_batch_that_does_not_fit_ends_with_advice(tmp_path, error, size, advice):
+    with pytest.raises(TrainingError) as said:
+        fit(linear(), task(failing(error), batch_size=size, name="cnn9"), tmp_path)
+    assert str(said.value) == f"cnn9: {size} films of 32 x 32 pixels do not fit in memory. Try {advice}."
+    assert said.value.__cause__ is error
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, ValueError, NotImplementedError])
+def test_any_other_error_passes_unchanged(tmp_path, kind):
+    error = kind("mat1 and mat2 shapes cannot be multiplied")
+    with pytest.raises(kind) as said:
+        fit(linear(), task(failing(error)), tmp_path)
+    assert said.value is error and str(error) == "mat1 and mat2 shapes cannot be multiplied"
+    assert error.__cause__ is None
+
+
+def test_what_did_fit_is_kept(tmp_path):
+    job = task(batch_size=6)
+    tight = Tampered(ClassificationStep(), lambda model, calls, outcome: outcome)
+    tight.change = lambda model, calls, outcome: failing(OUT_OF_MEMORY["cuda"]).change(model, calls - 2, outcome)
+    with pytest.raises(TrainingError, match="do not fit"):
+        fit(linear(), replace(job, step=tight), tmp_path)
+    assert [path.name for path in tmp_path.glob("state*")] == ["state_0001"]
+    resumed, whole = fit(linear(), job, tmp_path), fit(linear(), job, tmp_path / "whole")
+    assert same_weights(resumed.model.state_dict(), whole.model.state_dict())

@@ -17,7 +17,8 @@ import pytest
 import torch
 from tiny import Tampered, network, task
 
-from pneumo_lib.training import ClassificationStep, fit
+from pneumo_lib.steps import ClassificationStep
+from pneumo_lib.training import fit
 
 pytestmark = pytest.mark.slow
 TESTS = Path(__file__).parent

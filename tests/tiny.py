@@ -9,8 +9,9 @@ import torch
 from scipy.ndimage import gaussian_filter
 
 from pneumo_lib import models, runtime
-from pneumo_lib.config import Recipe
-from pneumo_lib.training import ClassificationStep, Corruption, Films, Fitted, Outcome, Step, Task
+from pneumo_lib.recipe import Recipe
+from pneumo_lib.steps import ClassificationStep, Corruption, Films, Outcome, Step
+from pneumo_lib.training import Fitted, Task
 
 PLACES = ((8, 8), (8, 24), (24, 16))  # where the bright spot of each class lies, in a film of 32 pixels
 

@@ -14,7 +14,7 @@ from tiny import films, network, stop_in_epoch, task
 from torchmetrics import MeanMetric
 
 from pneumo_lib import training
-from pneumo_lib.training import ClassificationStep
+from pneumo_lib.steps import ClassificationStep
 
 
 class CountedMean(MeanMetric):

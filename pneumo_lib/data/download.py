@@ -1,4 +1,4 @@
-"""Public image sets: from Kaggle by name, or from an archive that was fetched by hand.
+"""Public image sets: from Kaggle or MedMNIST by name, or from a file that was fetched by hand.
 
 Everything arrives under a temporary name beside its place and is renamed when it proved to be a whole image folder.
 """
@@ -14,8 +14,9 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
+from pneumo_lib.data import mnist
 from pneumo_lib.data.cards import DataCard, card
-from pneumo_lib.data.folder import ImageFolder, scan
+from pneumo_lib.data.folder import ImageFolder, count, scan
 from pneumo_lib.errors import DataError, UsageError
 
 MOST_ENTRIES = 200_000
@@ -23,25 +24,28 @@ MOST_BYTES = 50 * 10**9
 MOST_RATIO = 50  # films hardly compress: an archive that grows fiftyfold is made to fill the disk
 
 
-def fetch(name: str, *, out: str | Path, from_zip: str | Path | None = None) -> ImageFolder:
+def fetch(name: str, *, out: str | Path, from_zip: str | Path | None = None, size: int = 28) -> ImageFolder:
     """Put a data set into a folder, unless it is there.
 
     Args:
         name: data set, a key of `cards.CARDS`.
         out: the folder that will hold it; a folder that has something in it is checked and left as it is.
-        from_zip: archive fetched by hand; without it the set comes from Kaggle.
+        from_zip: archive fetched by hand, for a MedMNIST set its .npz file; without it the set comes from the network.
+        size: side in pixels in which a MedMNIST set is downloaded; other sets have the sizes of their files.
 
     Raises:
-        UsageError: unknown name, or a set that is drawn rather than downloaded.
+        UsageError: unknown name, a set that is drawn rather than downloaded, a size that there is not.
         DataError: no network, a bad archive, or not the expected image folder; the message says what to do by hand.
     """
     known, out = card(name), Path(out)
-    if not known.kaggle:
+    if not (known.kaggle or known.page):
         raise UsageError(f"The data set {name} is drawn, not downloaded: run `pneumo data {name}`.")
     if out.is_dir() and any(out.iterdir()):
         return _noted(scan(out, classes=known.classes), f"{out} was there already and was left as it is.")
     try:
         with _beside(out) as half:
+            if known.medmnist:
+                return _from_arrays(known, Path(from_zip) if from_zip else None, half, out, size=size)
             return _unpack(known, Path(from_zip), half, out) if from_zip else _download(known, half, out)
     except OSError as error:
         raise DataError(f"{out} cannot be written: {error}. Choose another folder with --out.") from error
@@ -99,12 +103,48 @@ def _download(known: DataCard, half: Path, out: Path) -> ImageFolder:
 
 
 def _by_hand(known: DataCard, out: Path, failures: list[str]) -> str:
+    if not known.kaggle:
+        return (
+            f"The data set {known.name} cannot be downloaded by name. By hand:\n"
+            f"  1. open {known.page} in a browser and download the images and the lists of the published split;\n"
+            f"  2. put the images into {out}/SPLIT/CLASS, SPLIT being one of {', '.join(known.counts)}\n"
+            f"     and CLASS one of {', '.join(known.classes)}; of {out}/CLASS alone a split is drawn."
+        )
+    content = "train/ and test/" if "train" in known.counts else "the class folders"
     return (
         f"The data set {known.name} could not be downloaded ({'; '.join(failures)}). By hand:\n"
         f"  1. open https://www.kaggle.com/datasets/{known.kaggle[0]} in a browser and download the archive;\n"
         f"  2. run `pneumo data download {known.name} --from-zip FILE`, with FILE the archive,\n"
-        f"     or unpack it so that {out} holds train/ and test/."
+        f"     or unpack it so that {out} holds {content}."
     )
+
+
+# ---- from MedMNIST --------------------------------------------------------------------------------------------------
+
+
+def _from_arrays(known: DataCard, npz: Path | None, half: Path, out: Path, *, size: int) -> ImageFolder:
+    mnist.write_folder(npz or _download_arrays(known, half.parent, size), half, known.classes)
+    folder = _keep(known, half, out)
+    found = {split: tuple(row) for split, *row in count(folder.table, folder.classes).itertuples()}
+    if found == known.counts:
+        return folder
+    return _noted(folder, f"The file does not hold as many films as are published of {known.title}: {found}.")
+
+
+def _download_arrays(known: DataCard, folder: Path, size: int) -> Path:
+    try:
+        return mnist.download(known.medmnist, folder, size=size)
+    except UsageError:
+        raise
+    except Exception as error:  # medmnist lets pass whatever its network layers raise, and may not be installed
+        failure = textwrap.shorten(f"{type(error).__name__} {error}", 160, placeholder=" ...")
+        file = mnist.file_name(known.medmnist, size)
+        raise DataError(
+            f"The data set {known.name} could not be downloaded ({failure}). It needs a network and the package "
+            "medmnist (`pip install medmnist`). By hand:\n"
+            f"  1. download {known.page}/files/{file} in a browser;\n"
+            f"  2. run `pneumo data download {known.name} --from-zip {file}`."
+        ) from error
 
 
 # ---- from an archive ------------------------------------------------------------------------------------------------

@@ -13,18 +13,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from pneumo_lib.data.cards import CLASSES, class_of, spellings
+from pneumo_lib.data import layout
+from pneumo_lib.data.cards import class_of, spellings
 from pneumo_lib.errors import DataError
 
 COLUMNS = ("path", "split", "label", "bytes", "group", "source")
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".dcm", ".dicom")
-SPLITS = {
-    **{"train": "train", "training": "train"},
-    **{"val": "val", "valid": "val", "validation": "val", "dev": "val"},
-    **{"test": "test", "testing": "test", "noisytest": "noisy_test"},
-}
-_WRAPPER_DEPTH = 3
-_SYSTEM_NAMES = ("thumbs.db", "desktop.ini", "__macosx", "__pycache__", "$recycle.bin")
 # Kermany's file names: person63_bacteria_306, IM-0115-0001, NORMAL2-IM-0012-0001.
 _PATIENT = re.compile(r"(person\d+)_|((?:NORMAL\d*-)?IM-\d+)-\d")
 
@@ -56,19 +49,22 @@ class _Found:
     notes: list[str] = field(default_factory=list)
 
 
-def scan(root: str | Path, *, classes: Sequence[str] = CLASSES) -> ImageFolder:
+def scan(root: str | Path, *, classes: Sequence[str] | None = None) -> ImageFolder:
     """List the images of a folder with their split, class and patient.
 
     Args:
         root: the folder, or one around it.
-        classes: the classes to expect, in the order of the label index.
+        classes: the classes to expect, in the order of the label index. When None they are found from the folder
+            names: those of a data card that has just these, else the names themselves, sorted; a note says so.
 
     Raises:
         DataError: no such folder, no images, a class missing or empty in a split, a folder that is no known class.
+        UsageError: fewer than two classes are expected, or one twice.
     """
-    given, classes, found = Path(root), tuple(classes), _Found()
+    given, found = Path(root), _Found()
     try:
-        base = _find_base(_checked_root(given), classes)
+        base, classes, note = layout.locate(given, classes)
+        found.notes += [note] if note else []
         table = pd.DataFrame(_rows(base, classes, found), columns=list(COLUMNS)).sort_values("path", ignore_index=True)
         table = _with_manifest(table, base, classes, found)
     except OSError as error:
@@ -85,66 +81,6 @@ def count(table: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame:
     return counts.loc[order].set_axis(list(classes), axis=1)
 
 
-def _checked_root(root: Path) -> Path:
-    if not root.exists():
-        raise DataError(
-            f"There is no folder {root}. Give the folder that holds train/ and test/, or the class folders."
-        )
-    if not root.is_dir():
-        raise DataError(f"{root} is a file, not a folder. Unpack it first, then give the folder with the images.")
-    return root
-
-
-# ---- which folder is meant ------------------------------------------------------------------------------------------
-
-
-def _find_base(root: Path, classes: tuple[str, ...]) -> Path:
-    """The outermost folder that holds splits or at least two classes; wrapper folders around it are looked through."""
-    for enough in (2, 1):
-        level = [root]
-        for _ in range(_WRAPPER_DEPTH + 1):
-            bases = [folder for folder in level if _is_base(folder, classes, enough)]
-            if len(bases) > 1:
-                names = ", ".join(str(base.relative_to(root)) for base in bases)
-                raise DataError(f"{root} holds several image folders ({names}). Give one of them.")
-            if bases:
-                return bases[0]
-            level = [child for folder in level for child in _subfolders(folder)]
-    raise DataError(
-        f"No images found in {root}: it holds {_listing(root)}. Expected is SPLIT/CLASS/image or CLASS/image with the "
-        f"splits train, val, test and the classes {', '.join(classes)}."
-    )
-
-
-def _is_base(folder: Path, classes: tuple[str, ...], enough: int) -> bool:
-    splits = [child for child in _subfolders(folder) if _split_of(child.name)]
-    return any(_classes_in(split, classes) for split in splits) or len(_classes_in(folder, classes)) >= enough
-
-
-def _classes_in(folder: Path, classes: tuple[str, ...]) -> set[str]:
-    return {name for child in _subfolders(folder) if (name := class_of(child.name, classes))}
-
-
-def _split_of(name: str) -> str | None:
-    return SPLITS.get(re.sub(r"[\W_]+", "", name.casefold()))
-
-
-def _subfolders(folder: Path) -> list[Path]:
-    """Visible folders in order of name; links are not followed, so a loop of links ends here."""
-    with os.scandir(folder) as entries:
-        names = sorted(e.name for e in entries if e.is_dir(follow_symlinks=False) and not _is_system(e.name))
-    return [folder / name for name in names]
-
-
-def _is_system(name: str) -> bool:
-    return name.startswith(".") or name.casefold() in _SYSTEM_NAMES
-
-
-def _listing(folder: Path, most: int = 6) -> str:
-    names = sorted(entry.name for entry in folder.iterdir())
-    return (", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")) or "nothing"
-
-
 # ---- which files are meant ------------------------------------------------------------------------------------------
 
 
@@ -159,14 +95,14 @@ def _rows(base: Path, classes: tuple[str, ...], found: _Found) -> Iterator[tuple
 
 
 def _split_folders(base: Path, classes: tuple[str, ...], found: _Found) -> Iterator[tuple[str, Path]]:
-    if _classes_in(base, classes):
+    if layout.classes_in(base, classes):
         yield "", base
         return
     for folder in _visible(base, found):
-        split = _split_of(folder.name)
+        split = layout.split_of(folder.name)
         if split and split != folder.name:
             found.renamed[folder.name] = split
-        if not split and not _classes_in(folder, classes):
+        if not split and not layout.classes_in(folder, classes):
             found.notes.append(f"The folder {folder.name} is neither a split nor holds classes; it was left out.")
             continue
         if not split:
@@ -177,11 +113,15 @@ def _split_folders(base: Path, classes: tuple[str, ...], found: _Found) -> Itera
 def _class_folders(folder: Path, classes: tuple[str, ...], found: _Found) -> Iterator[tuple[str, Path]]:
     for child in _visible(folder, found):
         name = class_of(child.name, classes)
+        if name is None and len(layout.classes_in(child, classes)) > 1:  # as in the Kaggle archive of the brain MRI
+            found.notes.append(f"The folder {child.name} holds the classes once more; it was left out.")
+            continue
         if name is None:
-            known = "; ".join(f"{name} ({', '.join(spellings(name))})" for name in classes)
+            known = "; ".join(f"{name} ({', '.join(spellings(name, classes))})" for name in classes)
             raise DataError(
                 f"The folder {child} is none of the expected classes. Known names, whatever their case: {known}. "
-                "Rename the folder to the class that it means, or move it out of the data set."
+                "Rename the folder to the class that it means, move it out of the data set, or name the classes "
+                "yourself if they are others."
             )
         if name != child.name:
             found.renamed[child.name] = name
@@ -192,42 +132,23 @@ def _visible(folder: Path, found: _Found) -> list[Path]:
     """The subfolders to look at; everything else beside them is counted as ignored, except documents."""
     with os.scandir(folder) as entries:
         for entry in entries:
-            if _is_system(entry.name):
+            if layout.is_system(entry.name):
                 found.ignored["hidden or system entries"] += 1
             elif entry.is_symlink():
                 found.ignored["symbolic links"] += 1
-            elif entry.is_file() and Path(entry.name).suffix.lower() in IMAGE_SUFFIXES:
+            elif entry.is_file() and Path(entry.name).suffix.lower() in layout.IMAGE_SUFFIXES:
                 found.ignored["images outside the class folders"] += 1
-    return _subfolders(folder)
+    return layout.subfolders(folder)
 
 
 def _image_files(folder: Path, found: _Found) -> Iterator[tuple[Path, int]]:
     with os.scandir(folder) as entries:
         for entry in sorted(entries, key=lambda entry: entry.name):
-            kind = _ignored_kind(entry)
+            kind = layout.ignored_kind(entry)
             if kind:
                 found.ignored[kind] += 1
             else:
                 yield folder / entry.name, entry.stat(follow_symlinks=False).st_size
-
-
-def _ignored_kind(entry: os.DirEntry[str]) -> str:
-    if _is_system(entry.name):
-        return "hidden or system entries"
-    if entry.is_symlink():
-        return "symbolic links"
-    if entry.is_dir():
-        return "folders inside class folders"
-    suffix = Path(entry.name).suffix.lower()
-    if suffix in IMAGE_SUFFIXES or (not suffix and _has_dicom_mark(entry.path)):
-        return ""
-    return f"files that are not JPEG, PNG or DICOM by name ({suffix or 'no suffix'})"
-
-
-def _has_dicom_mark(path: str) -> bool:
-    """DICOM files often come without a suffix; they carry DICM after 128 free bytes (DICOM part 10)."""
-    with open(path, "rb") as file:
-        return file.read(132)[128:] == b"DICM"
 
 
 def _patient(file_name: str) -> str:
@@ -240,8 +161,9 @@ def _check_complete(folder: Path, classes: tuple[str, ...], counts: Counter[str]
     if absent:
         held = ", ".join(f"{counts[name]} of {name}" for name in classes)
         raise DataError(
-            f"No images of {', '.join(absent)} in {folder}: found {held}; the folder holds {_listing(folder)}. Each "
-            f"of {', '.join(classes)} needs a folder with at least one JPEG, PNG or DICOM file; or remove the split."
+            f"No images of {', '.join(absent)} in {folder}: found {held}; the folder holds {layout.listing(folder)}. "
+            f"Each of {', '.join(classes)} needs a folder with at least one JPEG, PNG or DICOM file; or remove the "
+            "split."
         )
 
 
@@ -291,7 +213,7 @@ def _disagreements(
     if unlisted:
         yield f"manifest.csv does not list {unlisted} of the {len(table)} files."
     actual = {"label": [classes[label] for label in table["label"]], "split": table["split"].tolist()}
-    reading = {"label": lambda name: class_of(name, classes), "split": _split_of}
+    reading = {"label": lambda name: class_of(name, classes), "split": layout.split_of}
     for column in sorted(actual.keys() & set(named)):
         pairs = zip(named[column].fillna(""), actual[column], strict=True)
         wrong = sum(bool(said) and (reading[column](said) or said) != truth for said, truth in pairs)

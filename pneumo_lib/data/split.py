@@ -6,9 +6,10 @@ dealt from there. So the same files and seed give the same split on every machin
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
+import numpy as np
 import pandas as pd
 
 from pneumo_lib.data.cache import ImageSet
@@ -76,25 +77,82 @@ def assign(films: Films, *, fractions: Sequence[float] = (0.7, 0.1, 0.2), seed: 
     return _with(films, split, [_moved(films, taken, "the whole set")])
 
 
+@dataclass(frozen=True, eq=False)
+class Fold:
+    """One part of a cross-validation.
+
+    Attributes:
+        train, test: rows of the table, int64, ascending; together every row, none twice.
+    """
+
+    train: np.ndarray
+    test: np.ndarray
+
+    def apply(self, films: Films) -> Films:
+        """The same films with the splits ``train`` and ``test`` of this fold, ready for `carve`."""
+        split = np.full(len(films.table), "train", object)
+        split[self.test] = "test"
+        return replace(films, table=films.table.assign(split=split))
+
+
+def folds(films: Films, *, k: int = 5, seed: int) -> list[Fold]:
+    """Cross-validation by patient: every film is tested once, and each class keeps its share in every fold.
+
+    Args:
+        films: folder or image set; splits that it has are overruled. Remove copies first: they are nobody's patient.
+        k: number of folds, at least 2.
+        seed: another seed, another dealing.
+
+    Raises:
+        DataError: fewer than k patients of a class.
+        UsageError: fewer than two folds.
+    """
+    if k < 2:
+        raise UsageError(f"The number of folds is {k}; expected are at least 2.")
+    group, groups = _groups(films.table, seed)
+    place, filled = {}, np.zeros(k, int)
+    for label, name in enumerate(films.classes):
+        sizes = groups[groups["label"] == label].sort_values("order")["films"]
+        _check_enough(sizes, name, films, k)
+        place |= _fill(sizes, filled)
+    fold = group.map(place).to_numpy()
+    return [Fold(np.flatnonzero(fold != i), np.flatnonzero(fold == i)) for i in range(k)]
+
+
+def _fill(sizes: pd.Series, filled: np.ndarray) -> dict[str, int]:
+    """Deal the groups of a class, the largest first, each to the fold with fewest films of it, then of all."""
+    own, place = np.zeros_like(filled), {}
+    for name, size in sizes.sort_values(ascending=False, kind="stable").items():
+        place[name] = min(range(len(own)), key=lambda i: (own[i], filled[i], i))
+        own[place[name]] += size
+        filled[place[name]] += size
+    return place
+
+
 def _with(films: Films, split: pd.Series, notes: list[str]) -> Films:
     return replace(films, table=films.table.assign(split=split), notes=(*films.notes, *notes))
 
 
 def _deal(films: Films, pool: pd.Series, shares: dict[str, float], seed: int) -> pd.Series:
     """Split name of each film that is taken out of the pool, indexed like the table."""
-    table = films.table[pool]
+    group, groups = _groups(films.table[pool], seed)
+    place: dict[str, str] = {}
+    for label, name in enumerate(films.classes):
+        sizes = groups[groups["label"] == label].sort_values("order")["films"]
+        _check_enough(sizes, name, films, LEAST_GROUPS)
+        place |= _deal_class(sizes, shares)
+    return group.map(place).dropna()
+
+
+def _groups(table: pd.DataFrame, seed: int) -> tuple[pd.Series, pd.DataFrame]:
+    """The group of each film, and per group its number of films, label and place in the order of the seed."""
     # A film of unknown patient is named by its path, which no patient's name can equal because of the mark in front.
     group = table["group"].where(table["group"] != "", "\0" + table["path"])
     groups = pd.DataFrame({"films": group.value_counts()})
     # A patient with films of several classes goes where most of them are; the lowest label wins a tie.
     groups["label"] = table["label"].groupby(group).agg(lambda labels: labels.mode().iloc[0])
     groups["order"] = [_hash(seed, name) for name in groups.index]
-    place: dict[str, str] = {}
-    for label, name in enumerate(films.classes):
-        sizes = groups[groups["label"] == label].sort_values("order")["films"]
-        _check_enough(sizes, name, films)
-        place |= _deal_class(sizes, shares)
-    return group.map(place).dropna()
+    return group, groups
 
 
 def _deal_class(sizes: pd.Series, shares: dict[str, float]) -> dict[str, str]:
@@ -121,11 +179,11 @@ def _hash(seed: int, name: str) -> str:
     return hashlib.sha256(f"{seed}\0{name}".encode(errors="surrogateescape")).hexdigest()
 
 
-def _check_enough(sizes: pd.Series, name: str, films: Films) -> None:
-    if len(sizes) < LEAST_GROUPS:
+def _check_enough(sizes: pd.Series, name: str, films: Films, least: int) -> None:
+    if len(sizes) < least:
         raise DataError(
             f"Class {name} in {films.root} has {len(sizes)} patients ({sizes.sum()} films) to split; at least "
-            f"{LEAST_GROUPS} are needed (who has films of several classes counts where most are). "
+            f"{least} are needed (who has films of several classes counts where most are). "
             "Add films of other patients, or give the set a val split of its own."
         )
 

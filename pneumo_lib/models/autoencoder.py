@@ -39,3 +39,7 @@ class Autoencoder(nn.Module):
 
     def forward(self, noisy: Tensor) -> Tensor:
         return self.decoder(self.encoder(noisy))
+
+
+NETWORKS = {"autoencoder": Autoencoder}
+DENOISES = True

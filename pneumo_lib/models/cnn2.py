@@ -38,3 +38,6 @@ class CNN2(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.classifier(self.features(images))
+
+
+NETWORKS = {"cnn2": CNN2}

@@ -61,3 +61,7 @@ class UNetDenoiser(nn.Module):
             x = decode(up(x) + skip)
         clean = self.head(x)
         return clean if self.training else torch.clamp(clean, 0.0, 1.0)
+
+
+NETWORKS = {"unet_denoiser": UNetDenoiser}
+DENOISES = True

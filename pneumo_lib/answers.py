@@ -1,0 +1,78 @@
+"""What a network said of test films: predictions and card of a finished trial, as its folder holds them."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from pneumo_lib.errors import DataError
+
+PREDICTIONS = "predictions.csv"
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A trial that was tested: its folder, its card, and what it said of the test films.
+
+    Attributes:
+        predictions: path, split, protocol, system, label, predicted (at the operating point), p_CLASS (calibrated).
+    """
+
+    folder: Path
+    card: dict[str, Any]
+    predictions: pd.DataFrame
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names, in the order of the label index."""
+        return tuple(self.card["classes"])
+
+    @property
+    def positive(self) -> int | None:
+        """Index of the class that counts as a finding; None with more than two classes."""
+        return self.classes.index(self.card["positive"]) if self.card["positive"] else None
+
+    @property
+    def y_true(self) -> np.ndarray:
+        """(N,) class indices."""
+        return pd.Index(self.classes).get_indexer(self.predictions["label"])
+
+    @property
+    def y_pred(self) -> np.ndarray:
+        """(N,) class indices at the operating point."""
+        return pd.Index(self.classes).get_indexer(self.predictions["predicted"])
+
+    @property
+    def y_prob(self) -> np.ndarray:
+        """(N, C) probabilities after temperature."""
+        return self.predictions[[f"p_{c}" for c in self.classes]].to_numpy(float)
+
+    @property
+    def history(self) -> pd.DataFrame:
+        """One row per epoch."""
+        return pd.read_csv(self.folder / "history.csv")
+
+
+def read(folder: Path) -> Finished:
+    """A trial that was tested, from its files; a DataError where it was not."""
+    card, stored = read_card(folder), folder / PREDICTIONS
+    if not card or not stored.exists():
+        raise DataError(f"{folder} holds no finished trial: it needs model.json and {PREDICTIONS}.")
+    return Finished(folder, card, pd.read_csv(stored, dtype={"label": str, "predicted": str}, keep_default_na=False))
+
+
+def read_card(folder: Path) -> dict[str, Any]:
+    """The card of a trial that was trained; empty before."""
+    path = folder / "model.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def decided(probabilities: np.ndarray, card: dict[str, Any]) -> np.ndarray:
+    """Class indices (N,): the most probable class, or, where the card has a cut, the finding that reaches it."""
+    if card["decision"]["cut"] is None:
+        return probabilities.argmax(axis=1)
+    k = card["classes"].index(card["positive"])
+    return np.where(probabilities[:, k] >= card["decision"]["cut"], k, 1 - k)

@@ -1,0 +1,234 @@
+"""One network trained on its recipe and tested: what every comparison is made of.
+
+A `Trial` is one network with its films and its recipe. `learn` trains it and fixes, on validation films, whatever is
+chosen there; `answer` then opens the test films. What is finished is read back instead of being made again.
+"""
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from torch import nn
+
+from pneumo_lib import calibration, evaluation, models, pipeline, runs, runtime, steps, training, training_machinery
+from pneumo_lib.answers import PREDICTIONS, Finished, decided, read, read_card
+from pneumo_lib.data import CARDS, ImageSet
+from pneumo_lib.recipe import Scale
+from pneumo_lib.steps import Films
+from pneumo_lib.systems import System
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Which part of a cross-validation a trial is: the `number`-th of `k`, from 0, in which repeat."""
+
+    k: int
+    number: int
+    repeat: int
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One network, and everything that decides what it will say of the test films.
+
+    Attributes:
+        system: network, input and recipe, shortened already.
+        images: films of that size, split.
+        dataset: name of the data set, a card's where there is one.
+        folder: where its files are kept.
+        scale: how far the recipe was shortened; it bounds the films drawn.
+        seed: of weights, order, noise and drawn films.
+        noise_kind, sigma: noise put on every film; sigma 0 for none.
+        denoiser: cleans the noisy films first; None lets the network see them as they are.
+        weights: "none" starts from scratch, "imagenet" from torchvision's.
+        precision: as in Config.
+        preset: the name it is reported under.
+        protocol: the name its predictions carry.
+        fold: part of a cross-validation, if any.
+        val_fraction: share of the training patients held out, for whoever opens the films again.
+    """
+
+    system: System
+    images: ImageSet
+    dataset: str
+    folder: Path
+    scale: Scale = field(default_factory=Scale)
+    seed: int = 0
+    noise_kind: str = "gaussian"
+    sigma: float = 0.0
+    denoiser: nn.Module | None = None
+    weights: str = "none"
+    precision: str = "auto"
+    preset: str = "full"
+    protocol: str = "clean"
+    val_fraction: float = 0.1
+    fold: Fold | None = None
+
+    @property
+    def view(self) -> evaluation.View:
+        """How validation and test films reach the network."""
+        return evaluation.View(self.noise_kind, self.sigma, self.seed)
+
+    def films(self, split: str) -> Films:
+        """The films of a split, as many as the scale allows."""
+        most = self.scale.train_images if split == "train" else self.scale.other_images
+        return pipeline.films(self.images, split).draw(most, seed=self.seed)
+
+    def task(self) -> training.Task:
+        """What `training.fit` is asked for."""
+        return training.Task(
+            step=steps.ClassificationStep(self.denoiser, self.system.recipe.label_smoothing),
+            train=self.films("train"),
+            val=self.films("val"),
+            corruption=steps.Corruption(self.noise_kind, self.sigma),
+            recipe=self.system.recipe,
+            seed=self.seed,
+            precision=self.precision,
+            name=f"{self.system.name} on {self.dataset}",
+        )
+
+    def fresh(self) -> nn.Module:
+        """The network before training, drawn from the seed."""
+        runtime.seed_everything(self.seed)
+        return models.build(self.system.model, **self.arguments, weights=self.weights)
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What the network is built from."""
+        size = {"image_size": self.system.image_size, "n_classes": len(self.images.classes)}
+        return size | dict(self.system.arguments)
+
+
+def learn(trial: Trial, *, keep: bool = True) -> runs.SavedModel:
+    """Train the network of a trial and store it with its card; one that was finished before is only loaded.
+
+    Temperature and operating point are fixed here, on validation films.
+
+    Args:
+        keep: store its weights beside the card.
+
+    Raises:
+        TrainingError: its folder holds a training of other films, recipe, seed or scale.
+    """
+    model, task = trial.fresh(), trial.task()
+    fitted = training.fit(model, task, trial.folder)
+    logits = evaluation.classify(fitted.model, task.val, trial.view, denoiser=trial.denoiser)
+    decision = pipeline.decide(logits, task.val.labels, 0.98) | operating_point(trial, logits, task.val.labels)
+    if read_card(trial.folder).get("trial") != _identity(trial):
+        (trial.folder / PREDICTIONS).unlink(missing_ok=True)  # answers of another network, whose weights were forgotten
+    saved = runs.SavedModel(fitted.model, _card(trial, task, fitted) | {"decision": decision})
+    if keep:
+        runs.save_model(trial.folder, saved.model, saved.card)
+    else:
+        runs.write_card(trial.folder, saved.card)
+    return saved
+
+
+def positive(dataset: str, classes: Sequence[str]) -> str | None:
+    """Of two classes the one that counts as a finding: the card's, or the last; None with more."""
+    known = CARDS.get(dataset)
+    if len(classes) > 2:
+        return None
+    return known.positive if known and known.positive in classes else classes[-1]
+
+
+def operating_point(trial: Trial, logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+    """Where two classes part, by the rule of the data set's card.
+
+    Kermany's test films look different from its training films, so half a probability is too low a bar there: the
+    bar is put as high as still finds that share of the findings on validation which the card asks for.
+
+    Args:
+        logits, labels: (N, C) and (N,), of validation films.
+
+    Returns:
+        cut: the probability, after temperature, that a finding needs; None where the most probable class is taken.
+    """
+    known, finding = CARDS.get(trial.dataset), positive(trial.dataset, trial.images.classes)
+    if known is None or not known.sensitivity or finding not in known.classes:
+        return {"cut": None}
+    k = trial.images.classes.index(finding)
+    found = np.sort(calibration.softmax(logits, calibration.fit_temperature(logits, labels))[labels == k, k])
+    return {"cut": float(found[int((1 - known.sensitivity) * len(found) + 1e-9)]) if len(found) else None}
+
+
+def answer(trial: Trial, *, keep: bool = True) -> Finished:
+    """What the network of a trial says of the test films, trained first if need be.
+
+    Args:
+        keep: leave its weights in the folder; otherwise its predictions, history and card stay.
+    """
+    if (trial.folder / PREDICTIONS).exists() and read_card(trial.folder).get("trial") == _identity(trial):
+        return read(trial.folder)
+    done = test(trial.folder, trial.images, learn(trial, keep=keep), denoiser=trial.denoiser)
+    if not keep:
+        forget(trial.folder)
+    return done
+
+
+def test(folder: Path, images: ImageSet, saved: runs.SavedModel, *, denoiser: nn.Module | None = None) -> Finished:
+    """Open the test films for a trained network, and store its answers in its folder."""
+    card = saved.card
+    films = pipeline.films(images, "test").draw(card["scale"]["other_images"], seed=card["seed"])
+    seen = evaluation.View(card["noise"]["kind"], card["noise"]["strength"], card["seed"])
+    logits = evaluation.classify(saved.model, films, seen, denoiser=denoiser)
+    table = _predictions(films, calibration.softmax(logits, card["decision"]["temperature"]), card)
+    runs.write_text(folder / PREDICTIONS, table.to_csv(index=False))
+    return read(folder)
+
+
+def forget(folder: Path) -> None:
+    """Delete the weights of a trial whose predictions are stored."""
+    (folder / "model.safetensors").unlink(missing_ok=True)
+    for state in folder.glob("state_*"):
+        shutil.rmtree(state)
+
+
+def _predictions(films: Films, probabilities: np.ndarray, card: dict[str, Any]) -> pd.DataFrame:
+    classes = np.array(card["classes"])
+    facts = {"path": films.keys, "split": "test", "protocol": card["protocol"], "system": card["system"]}
+    answers = {"label": classes[films.labels], "predicted": classes[decided(probabilities, card)]}
+    return pd.DataFrame(facts | answers | {f"p_{c}": probabilities[:, k] for k, c in enumerate(classes)})
+
+
+def _identity(trial: Trial) -> str:
+    """Hash of what decides the predictions, weights and pixels represented by what they come from."""
+    facts = [repr((trial.system.model, trial.arguments, trial.system.recipe, trial.scale)), trial.images.identity]
+    facts += [trial.dataset, trial.seed, trial.weights, trial.noise_kind, trial.sigma, trial.precision]
+    return training_machinery.fingerprint(facts, trial.denoiser)
+
+
+def _card(trial: Trial, task: training.Task, fitted: training.Fitted) -> dict[str, Any]:
+    last = fitted.history.iloc[fitted.best_epoch - 1]
+    return {
+        "trial": _identity(trial),
+        "system": trial.system.name,
+        "architecture": trial.system.model,
+        "arguments": trial.arguments,
+        "classes": list(trial.images.classes),
+        "dataset": trial.dataset,
+        "root": str(trial.images.root),
+        "positive": positive(trial.dataset, trial.images.classes),
+        "protocol": trial.protocol,
+        "preset": trial.preset,
+        "scale": asdict(trial.scale),
+        "val_fraction": trial.val_fraction,
+        "fold": asdict(trial.fold) if trial.fold else None,
+        "starting_weights": trial.weights,
+        "recipe": task.recipe.text(),
+        "preprocessing": {"image_size": trial.system.image_size, "denoiser": None},
+        "noise": {"kind": trial.noise_kind, "strength": trial.sigma, "share": 0.0},
+        "parameters": models.count_parameters(fitted.model),
+        "train_images": len(task.train),
+        "val_images": len(task.val),
+        "epochs": len(fitted.history),
+        "best_epoch": fitted.best_epoch,
+        "seconds": fitted.history["seconds"].sum(),
+        "device": runtime.device_name(),
+        "seed": trial.seed,
+        "metrics": {"val_loss": last["val_loss"], "val_score": last["val_score"]},
+    }
