@@ -87,7 +87,7 @@ def make_report(
         out_dir=target,
         header=_header(config, images),
         parameters=given | {"run_dir": str(folder)},
-        data_identity=images.identity,
+        data_identity=",".join([images.identity, *comparison.missing(config)]),
         force=force,
     )
     if publish:

@@ -114,9 +114,11 @@ def reported_in_comparison(name: str) -> Reported | None:
     return reported[COVID] if name in ARCHITECTURES else None
 
 
-def system_a(run: Run, images: ImageSet) -> Finished:
-    """System A as notebooks 02 and 03 trained it, on test films with noise; notebook 06 looks into it."""
+def system_a(run: Run, images: ImageSet) -> list[Finished]:
+    """System A as notebooks 02 and 03 trained it, on test films with noise; none where they have not run yet."""
     name, config = pipeline.classifier_name("autoencoder"), run.config
+    if not (run.model_folder("classifier", name) / "model.json").exists():
+        return []
     protocol = next(one for one in pipeline.protocols(config, images) if one.name == "test_noise")
     saved, cleaner = run.load_model("classifier", name), run.load_model("denoiser", "autoencoder")
     folders = [run.model_folder("denoiser", "autoencoder"), run.model_folder("classifier", name)]
@@ -129,7 +131,7 @@ def system_a(run: Run, images: ImageSet) -> Finished:
     }
     facts["parameters"] = saved.card["parameters"] + cleaner.card["parameters"]
     predictions = pipeline.predict(run, images, "autoencoder", protocol)
-    return Finished(run.model_folder("classifier", name), saved.card | facts, predictions)
+    return [Finished(run.model_folder("classifier", name), saved.card | facts, predictions)]
 
 
 def architecture_trials(run: Run, cache_dir: str | Path) -> list[Trial]:

@@ -126,8 +126,8 @@ def _quick() -> dict[str, Any]:
         "ablation": Grid(image_size=64, train_images=1500, levels=(0.1, 0.25, 0.5, 1.0), seeds=(0, 1, 2), epochs=5),
         "comparison": Comparison(
             systems=Scale(image_size=64, epochs=3, train_images=1500),
-            architectures=Scale(image_size=64, epochs=3, train_images=1000),
-            attention=Scale(image_size=64, epochs=3, train_images=1000),
+            architectures=Scale(image_size=64, epochs=3, train_images=500),
+            attention=Scale(image_size=64, epochs=3, train_images=500),
             seeds=(0, 1, 2),
         ),
     }

@@ -197,14 +197,20 @@ def over_seeds(finished: Sequence[Finished]) -> pd.DataFrame:
     rows = [
         {
             "variant": variant,
-            "accuracy": metrics.seeds_interval(wide.loc[variant]),
-            "gain": metrics.seeds_interval(gains.loc[variant]),
+            "accuracy": _within(metrics.seeds_interval(wide.loc[variant]), 0),
+            "gain": _within(metrics.seeds_interval(gains.loc[variant]), -1),
             "accuracies": wide.loc[variant].to_numpy(),
             "gains": gains.loc[variant].to_numpy(),
         }
         for variant in wide.index
     ]
     return pd.DataFrame(rows)
+
+
+def _within(estimate: Estimate, least: float) -> Estimate:
+    """The interval cut to what an accuracy, or a difference of two, can be; NaN stays NaN."""
+    low, high = np.clip([estimate.low, estimate.high], least, 1)
+    return replace(estimate, low=float(low), high=float(high))
 
 
 def survives(gain: Estimate) -> str:

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import urllib.error
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +16,7 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+import tiny_trials
 from nbformat.v4 import new_code_cell, new_notebook
 from PIL import Image
 from typer.main import get_command
@@ -38,6 +40,10 @@ class Ended(NamedTuple):
         assert self.err.startswith("pneumo: ") and "Traceback" not in self.err and self.out == ""
         assert len(self.err) < 800, "one message"
         return self.err
+
+    def fault_after_output(self, code: int) -> str:
+        """The same where something may have been said before it."""
+        return Ended(self.code, "", self.err).fault(code)
 
 
 @pytest.fixture
@@ -124,7 +130,7 @@ def test_faults_end_the_process_with_their_status(tmp_path):
         (["report", "--preset", "dmeo"], "demo"),
         (["report", "--sigma", "0.3"], "No such option"),
         (["data", "describe"], "Missing argument 'folder'"),
-        (["train"], "Missing argument 'part'"),
+        (["train"], "Missing argument 'name'"),
     ],
 )
 def test_an_unknown_word_is_refused_with_the_usage(pneumo, monkeypatch, arguments, said):
@@ -157,10 +163,36 @@ def test_real_presets_ask_for_their_data(pneumo, clone):
     assert "'quick' needs data_dir" in pneumo("report", "--preset", "quick").fault(2)
 
 
-def test_a_network_that_does_not_exist_cannot_be_trained(pneumo, tmp_path):
-    message = pneumo("train", "resnet", "--preset", "tiny").fault(2)
-    assert "'resnet'" in message and "autoencoder, unet_denoiser or classifier" in message
+@pytest.mark.parametrize(
+    ("name", "meant"), [("cnn33", "cnn3"), ("resnet", "resnet"), ("arenet", "aernet"), ("unet", "unet_denoiser")]
+)
+def test_a_network_that_does_not_exist_cannot_be_trained(pneumo, tmp_path, name, meant):
+    message = pneumo("train", name, "--preset", "tiny").fault(2)
+    assert f"'{name}'" in message and f"Did you mean '{meant}" in message
+    assert all(known in message for known in (*systems.SYSTEMS, "autoencoder, unet_denoiser, classifier"))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["cnn3", "--weights", "imagenot"], "Did you mean 'imagenet'?"),
+        (["cnn3", "--weights", "imagenet"], "there are no ImageNet weights for 'cnn3'"),
+        (["cnn2", "--weights", "imagenet"], "cnn2 is none"),
+        (["classifier", "--folds", "3"], "classifier is none"),
+        (["cnn3", "--folds", "1"], "number of folds is 1; expected are at least 2"),
+    ],
+    ids=" ".join,
+)
+def test_weights_and_folds_that_make_no_sense_are_refused(pneumo, system_options, tmp_path, arguments, said):
+    assert said in pneumo("train", *arguments, *system_options).fault(2)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("option", [("--folds", "-1"), ("--repeats", "0")], ids=" ".join)
+def test_fewer_than_no_folds_are_refused_with_the_usage(pneumo, system_options, option):
+    ended = pneumo("train", "cnn3", *system_options, *option)
+    assert ended.code == 2 and "Invalid value" in ended.err and "Traceback" not in ended.err
 
 
 def test_a_report_needs_a_clone(pneumo):
@@ -252,6 +284,75 @@ def test_a_parameter_may_stand_for_an_option(pneumo, cache_dir, film_folder, tmp
     assert ended.code == 0
     config = runs.load_run(tmp_path / "run").config
     assert (config.preset, config.sigma, config.data_dir) == ("tiny", 0.2, str(film_folder))
+
+
+# ---- systems: train and evaluate ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def two_classes(tmp_path_factory) -> Path:
+    """A small set of two classes whose card has an operating point."""
+    root = tmp_path_factory.mktemp("two") / "chest_xray_kermany"
+    return tiny_trials.draw(root, tiny_trials.KERMANY, {"train": 9, "test": 5})
+
+
+@pytest.fixture
+def system_options(two_classes, cache_dir, tmp_path) -> list[object]:
+    """What trains a system on these films within a second."""
+    options = ["--preset", "tiny", "--data", two_classes, "--run", tmp_path / "run", "--cache", cache_dir]
+    return [*options, "-p", "image_size=32", "-p", "val_fraction=0.3", "-p", "precision=no"]
+
+
+def test_a_system_is_trained_by_its_name_and_tested_apart(pneumo, system_options, cache_dir, tmp_path):
+    ended = pneumo("train", "cnn3", *system_options)
+    folder = tmp_path / "run" / "systems" / "chest_xray_kermany" / "cnn3"
+    assert ended.code == 0 and f"cnn3: {folder}, best epoch 1" in ended.out
+    assert all(column in ended.out for column in pd.read_csv(folder / "history.csv"))
+    assert not (folder / "predictions.csv").exists(), "test films stay closed"
+    assert pneumo("train", "cnn3", *system_options).out == ended.out, "what is finished is not trained again"
+    pneumo("train", "cnn5", *system_options)
+    ended = pneumo("evaluate", tmp_path / "run", "--cache", cache_dir)
+    table = (tmp_path / "run" / "systems.md").read_text()
+    assert ended.code == 0 and ended.out.strip() == table.strip()
+    assert "| `chest_xray_kermany`, n = 10 | `cnn3` |" in table and "| `cnn5` |" in table and "85.0%" in table
+    assert (folder / "predictions.csv").exists() and not (tmp_path / "figures").exists()
+
+
+def test_a_system_in_a_folder_of_another_recipe_ends_with_4(pneumo, system_options):
+    assert pneumo("train", "cnn3", *system_options).code == 0
+    message = pneumo("train", "cnn3", *system_options, "-p", "seed=1").fault_after_output(4)
+    assert "other data, recipe, seed or starting weights" in message
+
+
+@pytest.mark.slow
+def test_a_system_is_cross_validated_with_folds(pneumo, system_options, cache_dir, tmp_path):
+    ended = pneumo("train", "cnn3", *system_options, "--folds", 2, "--repeats", 2)
+    assert ended.code == 0
+    names = [f"repeat_{repeat}_fold_{number}" for repeat in (0, 1) for number in (0, 1)]
+    assert re.findall(r"repeat_\d_fold_\d", ended.out) == names
+    ended = pneumo("evaluate", tmp_path / "run", "--cache", cache_dir, "--publish")
+    assert ended.code == 0 and "2 x 2 folds" in ended.out and "n = 28" in ended.out
+    assert (tmp_path / "figures" / "systems.md").read_text() == (tmp_path / "run" / "systems.md").read_text()
+
+
+def test_imagenet_weights_without_network_end_with_3_and_say_what_to_do(pneumo, system_options, tmp_path, monkeypatch):
+    def offline(*_, **__):
+        raise urllib.error.URLError("no network")
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setattr("torch.hub.download_url_to_file", offline)
+    message = pneumo("train", "resnet34", *system_options, "--weights", "imagenet").fault_after_output(3)
+    assert "no network" in message and re.search(r"Put the file resnet34-\w+\.pth from https://\S+ into ", message)
+    assert "--weights none" in message and not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_system_a_is_trained_by_its_name_both_networks(pneumo, trained, tmp_path):
+    options = [tmp_path / "run" if option == str(trained[0]) else option for option in trained[1]]
+    ended = pneumo("train", "cnn2", *options)
+    assert ended.code == 0 and f"run folder: {tmp_path / 'run'}" in ended.out
+    found = {path.parent.relative_to(tmp_path / "run").as_posix() for path in (tmp_path / "run").rglob("model.json")}
+    assert found == {"denoiser/autoencoder", "classifier/cnn2_on_autoencoder"}
 
 
 def test_evaluate_prints_the_accuracies_of_each_protocol(pneumo, tiny_run, tiny_images, cache_dir):

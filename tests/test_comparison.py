@@ -226,9 +226,9 @@ def test_a_system_alone_is_trained_on_the_films_of_the_run(run, cache_dir, shelf
     assert heavy.weights == "imagenet"
 
 
-@pytest.mark.parametrize("name", ["own", "chest_xray_kermany"])
-def test_folds_test_every_film_once_per_repeat_and_share_no_patient(run, cache_dir, name):
-    planned = comparison.own_trials(SYSTEMS["cnn3"], run(name, seed=5), cache_dir=cache_dir, folds=3, repeats=2)
+@pytest.mark.slow
+def test_folds_test_every_film_once_per_repeat_and_share_no_patient(run, cache_dir):
+    planned = comparison.own_trials(SYSTEMS["cnn3"], run("own", seed=5), cache_dir=cache_dir, folds=3, repeats=2)
     assert [one.fold for one in planned] == [Fold(3, number, repeat) for repeat in (0, 1) for number in (0, 1, 2)]
     assert [one.seed for one in planned] == [5, 5, 5, 6, 6, 6] and len({one.folder for one in planned}) == 6
     everyone = set(planned[0].images.table["path"])
@@ -244,6 +244,16 @@ def test_folds_test_every_film_once_per_repeat_and_share_no_patient(run, cache_d
     assert first != second, "another repeat deals anew"
 
 
+def test_folds_overrule_published_splits(run, cache_dir):
+    whole = comparison.films_of(run().config, 32, cache_dir)
+    parts = [comparison.one_fold(whole, 4, number, seed=1, val_fraction=0.2) for number in range(4)]
+    tested = [path for part in parts for path in paths(part, "test")]
+    assert sorted(tested) == sorted(whole.table["path"])
+    assert {path.split("/")[0] for path in paths(parts[0], "test")} == {"train", "test"}
+    assert all(0.1 < len(paths(part, "val")) / (len(part) - len(paths(part, "test"))) < 0.3 for part in parts)
+
+
+@pytest.mark.slow
 def test_copies_are_taken_out_before_folds_are_made(run, cache_dir, shelf):
     planned = comparison.own_trials(SYSTEMS["cnn3"], run("own"), cache_dir=cache_dir, folds=2)
     left, files = planned[0].images, sum(1 for _ in (shelf / "own").rglob("*.png"))
@@ -251,6 +261,7 @@ def test_copies_are_taken_out_before_folds_are_made(run, cache_dir, shelf):
     assert len({(shelf / "own" / path).read_bytes() for path in left.table["path"]}) == len(left)
 
 
+@pytest.mark.slow
 def test_which_copy_is_left_does_not_depend_on_the_seed_of_the_run(run, cache_dir):
     left = {
         tuple(sorted(planned[0].images.table["path"]))
@@ -262,7 +273,7 @@ def test_which_copy_is_left_does_not_depend_on_the_seed_of_the_run(run, cache_di
 
 def test_a_single_fold_is_none(run, cache_dir):
     with pytest.raises(UsageError, match="number of folds is 1"):
-        comparison.own_trials(SYSTEMS["cnn3"], run(), cache_dir=cache_dir, folds=1)
+        comparison.own_trials(SYSTEMS["cnn3"], run("own"), cache_dir=cache_dir, folds=1)
 
 
 # ---- testing what was trained ---------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ import nbformat
 import pytest
 from bs4 import BeautifulSoup
 
-from pneumo_lib import config, pipeline, runs
+from pneumo_lib import comparison, config, pipeline, runs
 from pneumo_lib.data import CLASSES
 
 ROOT = Path(__file__).parents[1]
@@ -236,6 +236,7 @@ METRICS = {
     "02": {"psnr", "ssim", "films"},
     "03": {"val_accuracy", "best_train_accuracy", "ece", "decision"},
     "04": {"verdict", "arms", "differences"},
+    "05": {"systems", "architectures", "costs", "attention", "imbalance", "scales"},
     "06": {"accuracy", "distinct", "ece", "classes", "denoising", "decided", "decided_accuracy"},
 }
 SHARES = {"value", "low", "high", "before", "after", "blind_accuracy", "val_coverage", "threshold"}
@@ -251,7 +252,7 @@ def test_metrics_are_there_finite_and_in_range(finished, number):
     assert len(found) >= 5
     for path, n in found:
         assert n is not None or UNDEFINED & set(path), f"{path} is NaN"
-        if n is not None and path[-1] in SHARES and path[0] != "differences":
+        if n is not None and path[-1] in SHARES and path[0] != "differences" and "gain" not in path:
             assert 0 <= n <= 1, f"{path} is {n}"
         if path[-1] in ("n", "films", "support"):
             assert n >= 0 and n == int(n)
@@ -274,6 +275,12 @@ def test_metrics_agree_with_what_the_run_holds(finished):
     for row in six["accuracy"]:
         assert 0 <= row["low"] <= row["value"] <= row["high"] <= 1 and row["n"] > 0
     assert set(six["classes"]) >= set(CLASSES)
+    five = run.read_metrics("05")
+    assert {row["system"] for row in five["systems"]} >= {"cnn2", "cnn3", "cnn4", "cnn5", "resnet34", "aernet"}
+    assert {row["condition"] for row in five["architectures"]} == set(tiny.comparison.conditions)
+    assert {row["variant"] for row in five["attention"]} == set(comparison.ATTENTION)
+    assert all(row["accuracy"]["n"] == len(tiny.comparison.seeds) for row in five["attention"])
+    assert [row["knob"] for row in five["imbalance"]] == list(comparison.IMBALANCE)
     assert {row["method"] for row in six["denoising"]} == {"do nothing", *pipeline.DENOISERS}
 
 

@@ -3,9 +3,11 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+import tiny_trials
 
-from pneumo_lib import config, publish, runs
+from pneumo_lib import answers, config, metrics, publish, runs
 from pneumo_lib.errors import DataError
 
 ROOT = Path(__file__).parents[1]
@@ -78,3 +80,45 @@ def test_the_readme_shows_the_published_table():
     metrics = json.loads((ROOT / "figures" / "metrics.json").read_text())
     assert publish.results(metrics) == table
     assert table in (ROOT / "README.md").read_text()
+
+
+# ---- the table of systems -------------------------------------------------------------------------------------------
+
+
+def answered(wrong: int, **card: object) -> answers.Finished:
+    """Ten films of two classes, the first `wrong` of them mistaken."""
+    labels = np.arange(10) % 2
+    p = np.where(np.arange(10) < wrong, 1 - labels, labels) * 0.8 + 0.1
+    return tiny_trials.finished(labels, np.stack([1 - p, p], axis=1), tiny_trials.KERMANY, **card)
+
+
+def cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_the_table_of_systems_has_a_row_for_each_with_interval_and_reported_figure():
+    head, rule, *rows = publish.systems_table([answered(4, system="cnn5"), answered(1)]).splitlines()
+    assert len({line.count("|") for line in (head, rule, *rows)}) == 1 and set(rule) == {"|", "-"}
+    first, second = (dict(zip(cells(head), cells(row), strict=True)) for row in rows)
+    assert (first["system"], second["system"]) == ("`cnn3`", "`cnn5`")
+    assert first["data"] == "`chest_xray_kermany`, n = 10"
+    assert (
+        first["accuracy"] == metrics.wilson(9, 10).percent() and second["accuracy"] == metrics.wilson(6, 10).percent()
+    )
+    assert (first["reported"], second["reported"]) == ("85.0%", "97.0%")
+    assert first["sensitivity / specificity"] == "100.0% / 80.0%" and first["p"] == "1.000"
+    assert "preset tiny" in first["trained"]
+
+
+def test_cross_validations_stand_in_a_table_of_their_own():
+    folds = [
+        answered(i, fold={"k": 2, "number": i, "repeat": 0}, paths=[f"{i}_{j}" for j in range(10)]) for i in (0, 1)
+    ]
+    alone = publish.systems_table(folds)
+    assert alone.count("\n|---") == 1 and "n = 20" in alone and metrics.wilson(19, 20).percent() in alone
+    both = publish.systems_table([*folds, answered(2)])
+    assert both == publish.systems_table([answered(2)]) + "\n" + alone
+
+
+def test_folds_of_an_incomplete_repeat_are_not_published():
+    assert publish.systems_table([answered(1, fold={"k": 2, "number": 0, "repeat": 0})]) == ""

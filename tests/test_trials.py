@@ -331,7 +331,7 @@ def test_answers_belong_to_what_decides_them_and_not_to_names(trial, films):
     table = films.table.assign(split=films.table["split"].replace({"val": "train", "test": "val"}))
     changes = [{"seed": 1}, {"sigma": 0.1}, {"weights": "imagenet"}, {"denoiser": tiny.network("unet_denoiser")}]
     changes += [{"scale": Scale(other_images=3)}, {"precision": "bf16"}, {"images": replace(films, table=table)}]
-    changes += [{"dataset": "my_films"}, {"system": tiny_trials.system(epochs=3)}, {"system": tiny_trials.system("cnn5")}]
+    changes += [{"system": tiny_trials.system(epochs=3)}, {"system": tiny_trials.system("cnn5")}, {"dataset": "mine"}]
     identities = {trials._identity(replace(one, **change)) for change in changes}
     assert len(identities | {stored}) == len(changes) + 1
 
