@@ -55,10 +55,12 @@ def draw_phantoms(
 def download_data(
     name: Annotated[str, typer.Argument(help="Name of a data set card.")] = "chest_xray_covid",
     out: Annotated[str, typer.Option(help="Folder to make; by default data/NAME.")] = "",
-    from_zip: Annotated[str, typer.Option(help="Unpack this archive, fetched by hand, instead.")] = "",
+    from_zip: Annotated[str, typer.Option(help="Unpack this archive or npz, fetched by hand, instead.")] = "",
+    size: Annotated[int, typer.Option(help="Side in pixels of a MedMNIST set: 28, 64, 128 or 224.")] = 28,
 ) -> None:
-    """Fetch a public set of films from Kaggle."""
-    folder = download.fetch(name, out=runtime.locate(out or Path("data", name)), from_zip=from_zip or None)
+    """Fetch a public set of films from Kaggle or MedMNIST."""
+    place = runtime.locate(out or Path("data", name))
+    folder = download.fetch(name, out=place, from_zip=from_zip or None, size=size)
     typer.echo(f"{len(folder.table):,} films in {folder.root}")
 
 

@@ -23,12 +23,17 @@ HEAD = ("| on test films | measured here, 95 % interval | n | reported by the so
 def publish(run: Run, target: Path) -> None:
     """Copy the figures of a run, its metrics and the results table to a folder; older ones there are replaced.
 
+    What notebooks left there that this run did not execute stays.
+
     Raises:
-        DataError: a notebook of the run is missing; it is named.
+        DataError: a notebook is missing both in the run and in the folder; it is named.
     """
-    metrics = {name: run.read_metrics(name) for name in runs.NOTEBOOKS}
+    known = target / "metrics.json"
+    metrics = json.loads(known.read_text()) if known.exists() else {}
+    fresh = [name for name in runs.NOTEBOOKS if name not in metrics or (run.path / f"metrics_{name}.json").exists()]
+    metrics |= {name: run.read_metrics(name) for name in fresh}
     target.mkdir(parents=True, exist_ok=True)
-    for old in target.glob("*.png"):
+    for old in (path for name in fresh for path in target.glob(f"{name}_*.png")):
         old.unlink()
     for figure in sorted(run.figures.glob("*.png")):
         shutil.copyfile(figure, target / figure.name)
@@ -43,7 +48,7 @@ def results(metrics: dict[str, dict[str, Any]]) -> str:
         metrics: what each metrics_NN.json holds, by "01", "02" and so on.
     """
     found = [_copies(metrics["01"], metrics["06"]), _classical(metrics["02"]), metrics["04"]["verdict"]]
-    findings = [*found, _abstention(metrics["06"])]
+    findings = [*found, _abstention(metrics["06"]), *_comparison(metrics["05"])]
     return results_table(metrics["06"]) + "\n" + "\n".join(f"- {line}" for line in findings) + "\n"
 
 
@@ -77,6 +82,25 @@ def _copies(exploration: dict[str, Any], evaluation: dict[str, Any]) -> str:
 def _classical(denoisers: dict[str, Any]) -> str:
     scores = [f"{name} {value:.2f} dB" for name, value in sorted(denoisers["psnr"].items(), key=lambda item: item[1])]
     return f"On {denoisers['films']} validation films: {', '.join(scores)}."
+
+
+def _comparison(compared: dict[str, Any]) -> list[str]:
+    """Two sentences of notebook 05: the architectures under one recipe, and what attention adds."""
+    rows, scale = pd.DataFrame(compared["architectures"]), compared["scales"]["architectures"]
+    rows["value"] = [cell["value"] for cell in rows["accuracy"]]
+    best = rows.loc[rows.groupby("condition", sort=False)["value"].idxmax()]
+    tops = ", ".join(f"{row.condition} {row.value:.1%} (`{row.system}`)" for row in best.itertuples())
+    means = ", ".join(
+        f"{name} {value:.1%}" for name, value in rows.groupby("condition", sort=False)["value"].mean().items()
+    )
+    said = {"image_size": "pixels", "train_images": "films", "epochs": "epochs"}
+    limits = ", ".join(f"{scale[name]} {unit}" for name, unit in said.items() if scale[name]) or "unabridged"
+    steps = [f"{row['variant']} {row['verdict']}" for row in compared["attention"] if row["verdict"]]
+    seeds = compared["attention"][0]["accuracy"]["n"]
+    return [
+        f"{rows['system'].nunique()} architectures under one recipe ({limits}), best: {tops}; on average: {means}.",
+        f"Against ResNet-50 over {seeds} seeds: {'; '.join(steps)}.",
+    ]
 
 
 def _abstention(evaluation: dict[str, Any]) -> str:

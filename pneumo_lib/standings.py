@@ -150,7 +150,7 @@ def cross_validated(folds: Sequence[Finished], *, n_boot: int = 1000) -> pd.Data
 
     Returns:
         One row per data set and system: accuracy (mean over repeats, Wilson interval as if the films had been tested
-        once), auc (mean over repeats; bootstrap interval of the first), lowest and highest accuracy of a repeat,
+        once), auc (value and bootstrap bounds, means over repeats), lowest and highest accuracy of a repeat,
         repeats, folds, and what the cards say. A repeat with folds missing is left out.
     """
     rows, cards = [], pd.DataFrame([one.card | one.card["fold"] for one in folds])
@@ -175,9 +175,9 @@ def cross_validated(folds: Sequence[Finished], *, n_boot: int = 1000) -> pd.Data
 
 
 def _mean_auc(repeats: Sequence[pd.DataFrame], like: Finished, n_boot: int) -> Estimate:
-    whole = [Finished(like.folder, like.card, table) for table in repeats]
-    values = [float(np.nanmean(metrics.auc(one.y_true, one.y_prob))) for one in whole]
-    return replace(scores(whole[0], n_boot=n_boot)["auc"], value=float(np.mean(values)))
+    areas = [scores(Finished(like.folder, like.card, table), n_boot=n_boot)["auc"] for table in repeats]
+    value, low, high = np.mean([(area.value, area.low, area.high) for area in areas], axis=0).tolist()
+    return Estimate(value, low, high, areas[0].n)
 
 
 def over_seeds(finished: Sequence[Finished]) -> pd.DataFrame:

@@ -298,13 +298,15 @@ def test_accuracy_is_the_mean_over_repeats_on_films_that_count_once():
 
 def test_the_area_is_that_of_all_folds_together_and_the_mean_over_repeats():
     folds = [fold(0, 0, 1), fold(1, 0, 2), fold(0, 1, 0), fold(1, 1, 2)]
-    row = standings.cross_validated(folds, n_boot=N_BOOT).iloc[0]
-    areas = []
+    area, areas, bounds = standings.cross_validated(folds, n_boot=N_BOOT)["auc"].item(), [], []
     for pair in (folds[:2], folds[2:]):
         labels, prob = (np.concatenate([getattr(one, name) for one in pair]) for name in ("y_true", "y_prob"))
         areas.append(oracle.roc_auc_score(labels, prob[:, 1]))
-    assert row["auc"].value == pytest.approx(np.mean(areas))
-    assert row["auc"].low <= areas[0] <= row["auc"].high and row["auc"].n == 12
+        alone = standings.cross_validated(pair, n_boot=N_BOOT)["auc"].item()
+        bounds.append((alone.low, alone.high))
+    assert area.value == pytest.approx(np.mean(areas)) and area.n == 12
+    assert (area.low, area.high) == pytest.approx(np.mean(bounds, axis=0))
+    assert area.low <= area.value <= area.high, "an interval of one repeat could lie beside the mean of all"
 
 
 def test_an_incomplete_repeat_is_left_out():

@@ -141,7 +141,7 @@ def _download_arrays(known: DataCard, folder: Path, size: int) -> Path:
         file = mnist.file_name(known.medmnist, size)
         raise DataError(
             f"The data set {known.name} could not be downloaded ({failure}). It needs a network and the package "
-            "medmnist (`pip install medmnist`). By hand:\n"
+            "medmnist (`pip install -e '.[medmnist]'`). By hand:\n"
             f"  1. download {known.page}/files/{file} in a browser;\n"
             f"  2. run `pneumo data download {known.name} --from-zip {file}`."
         ) from error
