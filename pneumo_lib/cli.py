@@ -134,7 +134,9 @@ def train(
     if name in systems.SYSTEMS and not systems.SYSTEMS[name].denoiser:
         path = runtime.locate(run or Path("runs", runs.run_name(config)))
         options = {"cache_dir": cache, "weights": weights, "folds": folds, "repeats": repeats}
-        for trial in comparison.own_trials(systems.SYSTEMS[name], runs.Run(path, config), **options):
+        planned = comparison.own_trials(systems.SYSTEMS[name], runs.Run(path, config), **options)
+        typer.echo("\n".join(f"- {note}" for note in planned[0].images.notes), err=True)
+        for trial in planned:
             saved = trials.learn(trial)
             typer.echo(pd.read_csv(trial.folder / "history.csv").to_string(index=False))
             typer.echo(f"{name}: {trial.folder}, best epoch {saved.card['best_epoch']}")

@@ -11,7 +11,7 @@ import pandas as pd
 from pneumo_lib import answers, models, pipeline, runtime, training, trials
 from pneumo_lib.answers import Finished
 from pneumo_lib.config import Config
-from pneumo_lib.data import ImageSet, carve, open_folder, split
+from pneumo_lib.data import CARDS, ImageSet, carve, open_folder, split
 from pneumo_lib.data.duplicates import without_duplicates
 from pneumo_lib.recipe import Scale
 from pneumo_lib.runs import Run, SavedModel, load_model
@@ -40,9 +40,11 @@ def finish(planned: Iterable[Trial], *, keep: bool = True) -> list[Finished]:
 
 
 def find_dataset(name: str, data_dir: str) -> Path | None:
-    """The folder of a data set: the run's own, or one of that name beside it; None where there is none."""
-    beside = runtime.locate(data_dir).parent / name
-    return beside if beside.is_dir() else None
+    """The folder of a data set beside the run's own; an own one of no card's name is taken for COVID. None if absent."""
+    own = runtime.locate(data_dir)
+    if (own.parent / name).is_dir():
+        return own.parent / name
+    return own if name == COVID and own.name not in CARDS else None
 
 
 def open_films(root: Path, size: int, cache_dir: str | Path, *, val_fraction: float, seed: int) -> ImageSet:
@@ -120,16 +122,14 @@ def system_a(run: Run, images: ImageSet) -> list[Finished]:
     if not (run.model_folder("classifier", name) / "model.json").exists():
         return []
     protocol = next(one for one in pipeline.protocols(config, images) if one.name == "test_noise")
-    saved, cleaner = run.load_model("classifier", name), run.load_model("denoiser", "autoencoder")
+    saved = run.load_model("classifier", name)
     folders = [run.model_folder("denoiser", "autoencoder"), run.model_folder("classifier", name)]
     before, history = (pd.read_csv(folder / "history.csv") for folder in folders)
     facts = {"system": "cnn2", "dataset": f"{_name(run, images)} + noise {config.sigma:g}", "protocol": protocol.name}
     facts |= {"positive": None, "fold": None, "starting_weights": "none", "epochs": len(history), "seed": config.seed}
-    facts |= {
-        "train_images": len(images.subset("train")),
-        "seconds": (before["seconds"].sum() + history["seconds"].sum()),
-    }
-    facts["parameters"] = saved.card["parameters"] + cleaner.card["parameters"]
+    facts |= {"train_images": len(images.subset("train"))}
+    facts["seconds"] = before["seconds"].sum() + history["seconds"].sum()
+    facts["parameters"] = saved.card["parameters"] + run.load_model("denoiser", "autoencoder").card["parameters"]
     predictions = pipeline.predict(run, images, "autoencoder", protocol)
     return [Finished(run.model_folder("classifier", name), saved.card | facts, predictions)]
 
@@ -157,10 +157,7 @@ def architecture_trials(run: Run, cache_dir: str | Path) -> list[Trial]:
 def attention_trials(run: Run, cache_dir: str | Path) -> list[Trial]:
     """Report B's ablation: five variants of ResNet-50, each over several seeds."""
     scale, planned = run.config.comparison.attention, []
-    films, aernet = (
-        films_of(run.config, scale.image_size or run.config.image_size, cache_dir),
-        SYSTEMS["aernet"].shortened(scale),
-    )
+    films, aernet = _own(run, scale, cache_dir), SYSTEMS["aernet"].shortened(scale)
     for variant, arguments in ATTENTION.items():
         smoothing = aernet.recipe.label_smoothing if "smoothing" in variant else 0.0
         recipe = replace(aernet.recipe, label_smoothing=smoothing)
@@ -174,10 +171,7 @@ def attention_trials(run: Run, cache_dir: str | Path) -> list[Trial]:
 def imbalance_trials(run: Run, cache_dir: str | Path) -> list[Trial]:
     """One small network under each answer to unbalanced classes: none, weighted loss, balanced sampling."""
     scale, planned = run.config.comparison.architectures, []
-    films, system = (
-        films_of(run.config, scale.image_size or run.config.image_size, cache_dir),
-        SYSTEMS["cnn5"].shortened(scale),
-    )
+    films, system = _own(run, scale, cache_dir), SYSTEMS["cnn5"].shortened(scale)
     for kind in IMBALANCE:
         one = replace(system, recipe=replace(system.recipe, imbalance=kind), image_size=films.images.shape[-1])
         folder = run.path / "imbalance" / kind

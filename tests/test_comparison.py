@@ -64,6 +64,8 @@ def test_data_sets_are_found_beside_that_of_the_run(shelf):
     assert comparison.find_dataset("covid_ct", kermany) == shelf / "covid_ct"
     assert comparison.find_dataset("chest_xray_kermany", kermany) == shelf / "chest_xray_kermany"
     assert comparison.find_dataset("brain_mri", kermany) is None
+    assert comparison.find_dataset("chest_xray_covid", kermany) is None
+    assert comparison.find_dataset("chest_xray_covid", str(shelf / "mine")) == shelf / "mine"
 
 
 def test_what_is_not_there_is_named_but_not_for_phantoms(run):
@@ -341,7 +343,7 @@ def test_evaluation_of_films_of_other_classes_says_both(run, cache_dir, tmp_path
 
 
 def test_system_a_stands_among_the_others_with_the_answers_of_notebook_06(tiny_run, tiny_images):
-    one = comparison.system_a(tiny_run, tiny_images)
+    (one,) = comparison.system_a(tiny_run, tiny_images)
     protocol = next(p for p in pipeline.protocols(tiny_run.config, tiny_images) if p.name == "test_noise")
     pd.testing.assert_frame_equal(
         one.predictions, pipeline.predict(tiny_run, tiny_images, "autoencoder", protocol), check_exact=True
@@ -352,6 +354,10 @@ def test_system_a_stands_among_the_others_with_the_answers_of_notebook_06(tiny_r
     assert one.card["parameters"] == sum(map(models.count_parameters, networks))
     assert one.card["system"] == "cnn2" and one.card["dataset"] == "spots + noise 0.1"
     assert one.card["train_images"] == len(tiny_images.subset("train")) and one.card["epochs"] == 6
+
+
+def test_system_a_is_left_out_where_its_notebooks_have_not_run(tiny_config, tiny_images, tmp_path):
+    assert comparison.system_a(runs.Run(tmp_path, tiny_config), tiny_images) == []
 
 
 def test_reported_figures_are_those_of_report_b():

@@ -218,7 +218,8 @@ def test_a_config_survives_json(name):
 def test_augmentation_and_comparison_survive_json():
     how = Augmentation(rotation=10, zoom=(0.9, 1.1), flip=True)
     classifier = Recipe(epochs=3, min_delta=0.01, imbalance="weighted", augmentation=how)
-    planned = Comparison(systems=Scale(image_size=96, epochs=2), architectures=Scale(), attention=Scale(), seeds=(5, 8))
+    scales = {"systems": Scale(image_size=96, epochs=2), "architectures": Scale(), "attention": Scale(other_images=3)}
+    planned = Comparison(**scales, seeds=(5, 8), conditions=("clean", "denoised"))
     config = make("demo", classifier=classifier, comparison=planned)
     back = from_dict(json.loads(json.dumps(config.to_dict(), allow_nan=False)))
     assert back == config and hash(back) == hash(config)

@@ -23,12 +23,25 @@ METRICS = {
     "denoising": [{"method": "do nothing", "psnr": 9.09, "psnr_low": 9.0, "psnr_high": 9.2, "ssim": 0.02, "n": 1244}],
 }
 
+SHARE = {"value": 0.8, "low": 0.7, "high": 0.9, "n": 3}
+COMPARED = {
+    "architectures": [
+        {"system": name, "condition": condition, "accuracy": SHARE | {"value": value}}
+        for name, condition, value in (("vgg16", "clean", 0.7), ("cnn5", "clean", 0.9), ("cnn5", "noisy", 0.6))
+    ],
+    "attention": [
+        {"variant": "ResNet-50", "verdict": "", "accuracy": SHARE},
+        {"variant": "+ channel attention", "verdict": "worse", "accuracy": SHARE},
+    ],
+    "scales": {"architectures": {"image_size": 64, "train_images": 500, "epochs": 0}},
+}
+
 ALL = {
     "01": {"splits": {"noisy_test": 66, "test": 1244}, "copies": {"noisy_test": 53, "test": 2}},
     "02": {"films": 120, "psnr": {"autoencoder": 26.1, "Gaussian filter": 25.8}},
     "03": {},
     "04": {"verdict": "It makes no difference."},
-    "05": {},
+    "05": COMPARED,
     "06": METRICS,
 }
 
@@ -39,7 +52,7 @@ def run(tmp_path) -> runs.Run:
     for name in runs.NOTEBOOKS:
         run.write_metrics(name, ALL[name])
     run.figures.mkdir()
-    (run.figures / "a.png").write_bytes(b"curve")
+    (run.figures / "01_a.png").write_bytes(b"curve")
     run.film_figures.mkdir()
     (run.film_figures / "film.png").write_bytes(b"patient")
     return run
@@ -48,9 +61,9 @@ def run(tmp_path) -> runs.Run:
 def test_figures_and_numbers_are_copied_and_films_are_not(run, tmp_path):
     target = tmp_path / "figures"
     target.mkdir()
-    (target / "old.png").write_bytes(b"of another run")
+    (target / "01_old.png").write_bytes(b"of another run")
     publish.publish(run, target)
-    assert {path.name for path in target.iterdir()} == {"a.png", "metrics.json", "results.md"}
+    assert {path.name for path in target.iterdir()} == {"01_a.png", "metrics.json", "results.md"}
     assert json.loads((target / "metrics.json").read_text())["01"] == ALL["01"]
 
 
@@ -67,6 +80,25 @@ def test_findings_are_sentences_with_their_numbers():
     assert "50.0% of 13 (`autoencoder`)" in text
     assert "Gaussian filter 25.80 dB, autoencoder 26.10 dB" in text
     assert "decides 90.0% of the noisy test films and is right on 97.0% [95.0%, 99.0%]" in text
+
+
+def test_findings_of_the_comparison_name_the_best_the_average_and_the_verdicts():
+    text = publish.results(ALL)
+    assert "2 architectures under one recipe (64 pixels, 500 films), best: clean 90.0% (`cnn5`), noisy 60.0%" in text
+    assert "on average: clean 80.0%, noisy 60.0%." in text
+    assert "Against ResNet-50 over 3 seeds: + channel attention worse." in text
+
+
+def test_what_a_run_did_not_execute_stays_as_it_was_published(run, tmp_path):
+    target = tmp_path / "figures"
+    publish.publish(run, target)
+    (target / "05_earlier.png").write_bytes(b"kept")
+    (run.path / "metrics_05.json").unlink()
+    run.write_metrics("03", {"new": 1})
+    publish.publish(run, target)
+    stored = json.loads((target / "metrics.json").read_text())
+    assert stored["05"] == COMPARED and stored["03"] == {"new": 1}
+    assert (target / "05_earlier.png").exists()
 
 
 def test_a_run_without_all_notebooks_is_not_published(run, tmp_path):

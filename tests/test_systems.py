@@ -19,10 +19,13 @@ from pneumo_lib.systems import SYSTEMS, System
 
 FIGURES = ("accuracy", "precision", "recall", "f1", "auc")
 COVID, KERMANY = "chest_xray_covid", "chest_xray_kermany"
-IN_ORDER = (
-    *("cnn2", "aernet", "alexnet", "vgg16", "googlenet", "resnet50", "densenet121"),
-    *("cnn5", "cnn3", "cnn4", "resnet34", "resnet18"),
-)
+OF_THE_REPORTS = {
+    "A": ["cnn2"],
+    "B": ["aernet", "alexnet", "vgg16", "googlenet", "resnet50", "densenet121"],
+    "C": ["cnn5"],
+    "D": ["cnn3"],
+    "E": ["cnn4", "resnet34"],
+}
 EVERY = pytest.mark.parametrize("system", SYSTEMS.values(), ids=SYSTEMS)
 
 
@@ -35,18 +38,11 @@ def reported(name, protocol):
 
 
 def test_every_system_of_the_reports_has_a_row():
-    assert tuple(SYSTEMS) == IN_ORDER
     by_report = {}
     for system in SYSTEMS.values():
         by_report.setdefault(system.report, []).append(system.name)
-    assert by_report == {
-        "A": ["cnn2"],
-        "B": ["aernet", "alexnet", "vgg16", "googlenet", "resnet50", "densenet121"],
-        "C": ["cnn5"],
-        "D": ["cnn3"],
-        "E": ["cnn4", "resnet34"],
-        "ours": ["resnet18"],
-    }
+    assert "resnet18" in by_report.pop("ours")
+    assert by_report == OF_THE_REPORTS
 
 
 @EVERY
@@ -98,9 +94,9 @@ COUNTED = {
 
 @EVERY
 def test_parameters_of_both_networks_are_counted(system):
-    n_classes = {COVID: 3, KERMANY: 2}[system.datasets[0]]
-    if system.name in PUBLISHED:
-        count, width = PUBLISHED[system.name]
+    if system.model in PUBLISHED:
+        count, width = PUBLISHED[system.model]
+        n_classes = 3 if system.datasets[0] == COVID else 2
         expected = count - (1000 - n_classes) * (width + 1)
     else:
         expected = COUNTED[system.name]
@@ -111,7 +107,7 @@ def test_an_unknown_system_is_answered_with_the_nearest():
     assert systems.system("resnet34") is SYSTEMS["resnet34"]
     with pytest.raises(UsageError, match=r"'resnet43'; it must be one of cnn2, aernet, .*Did you mean 'resnet34'\?"):
         systems.system("resnet43")
-    with pytest.raises(UsageError, match=r"'zzz'; it must be one of .*, resnet18\.$"):
+    with pytest.raises(UsageError, match=r"'zzz'; it must be one of cnn2, .*[^?]$"):
         systems.system("zzz")
 
 
@@ -215,7 +211,7 @@ def test_report_e(name, accuracy, correct):
 
 def test_what_a_source_does_not_say_is_no_figure():
     assert all(isnan(value) for value in reported("cnn2", "test_noise")[1:])
-    assert SYSTEMS["resnet18"].reported == {}
+    assert all(system.reported == {} for system in SYSTEMS.values() if system.report == "ours")
 
 
 @EVERY
@@ -266,7 +262,7 @@ def table() -> pd.DataFrame:
 
 
 def test_one_row_per_system_and_no_empty_cell(table):
-    assert tuple(table.index) == IN_ORDER and table.index.name == "system"
+    assert list(table.index) == list(SYSTEMS) and table.index.name == "system"
     assert list(table) == [
         *("report", "title", "networks", "parameters", "input", "recipe"),
         *("augmentation", "data", "reported", "corrected"),

@@ -120,8 +120,8 @@ def _class_folders(folder: Path, classes: tuple[str, ...], found: _Found) -> Ite
             known = "; ".join(f"{name} ({', '.join(spellings(name, classes))})" for name in classes)
             raise DataError(
                 f"The folder {child} is none of the expected classes. Known names, whatever their case: {known}. "
-                "Rename the folder to the class that it means, move it out of the data set, or name the classes "
-                "yourself if they are others."
+                "Rename the folder to the class that it means, move it out of the data set, or name your own classes "
+                "in Python: open_folder(FOLDER, classes=...)."
             )
         if name != child.name:
             found.renamed[child.name] = name
