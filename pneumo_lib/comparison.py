@@ -40,7 +40,7 @@ def finish(planned: Iterable[Trial], *, keep: bool = True) -> list[Finished]:
 
 
 def find_dataset(name: str, data_dir: str) -> Path | None:
-    """The folder of a data set beside the run's own; an own one of no card's name is taken for COVID. None if absent."""
+    """The folder of a data set beside the run's own; an own one that no card names is taken for COVID."""
     own = runtime.locate(data_dir)
     if (own.parent / name).is_dir():
         return own.parent / name
@@ -187,7 +187,7 @@ def train_denoiser(run: Run, films: ImageSet, scale: Scale) -> SavedModel:
     task = training.Task(
         step=DenoisingStep(pipeline.LOSSES[name]),
         train=pipeline.films(films, "train").draw(scale.train_images, seed=config.seed),
-        val=pipeline.films(films, "val").draw(scale.other_images, seed=config.seed),
+        val=pipeline.films(films, "val").draw(scale.val_images, seed=config.seed),
         corruption=Corruption(config.noise_kind, config.sigma),
         recipe=replace(getattr(config, name), checkpoint_every=0),
         seed=config.seed,

@@ -104,9 +104,9 @@ def _demo() -> dict[str, Any]:
         "classifier": Recipe(epochs=20, batch_size=16, schedule="cosine"),
         "ablation": Grid(image_size=32, train_images=700, levels=(0.1, 0.25), seeds=(0, 1), epochs=8),
         "comparison": Comparison(
-            systems=Scale(image_size=64, epochs=1, train_images=96, other_images=48),
-            architectures=Scale(image_size=64, epochs=1, train_images=32, other_images=24),
-            attention=Scale(image_size=32, epochs=1, train_images=64, other_images=48),
+            systems=Scale(image_size=64, epochs=1, train_images=96, val_images=48, test_images=48),
+            architectures=Scale(image_size=64, epochs=1, train_images=32, val_images=24, test_images=24),
+            attention=Scale(image_size=32, epochs=1, train_images=64, val_images=48, test_images=48),
             seeds=(0, 1),
             conditions=("clean", "denoised"),
         ),
@@ -126,8 +126,8 @@ def _quick() -> dict[str, Any]:
         "ablation": Grid(image_size=64, train_images=1500, levels=(0.1, 0.25, 0.5, 1.0), seeds=(0, 1, 2), epochs=5),
         "comparison": Comparison(
             systems=Scale(image_size=64, epochs=3, train_images=1500),
-            architectures=Scale(image_size=64, epochs=3, train_images=500),
-            attention=Scale(image_size=64, epochs=3, train_images=500),
+            architectures=Scale(image_size=64, epochs=3, train_images=400, val_images=120),
+            attention=Scale(image_size=64, epochs=3, train_images=400, val_images=120),
             seeds=(0, 1, 2),
         ),
     }
@@ -155,9 +155,9 @@ def _tiny() -> dict[str, Any]:
         "classifier": Recipe(epochs=1, batch_size=16, checkpoint_every=1),
         "ablation": Grid(image_size=32, train_images=60, levels=(0.5,), seeds=(0, 1), epochs=1),
         "comparison": Comparison(
-            systems=Scale(image_size=64, epochs=1, train_images=16, other_images=12),
-            architectures=Scale(image_size=64, epochs=1, train_images=8, other_images=9),
-            attention=Scale(image_size=32, epochs=1, train_images=8, other_images=9),
+            systems=Scale(image_size=64, epochs=1, train_images=16, val_images=12, test_images=12),
+            architectures=Scale(image_size=64, epochs=1, train_images=8, val_images=9, test_images=9),
+            attention=Scale(image_size=32, epochs=1, train_images=8, val_images=9, test_images=9),
             seeds=(0, 1),
             conditions=("denoised",),
         ),

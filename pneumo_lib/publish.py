@@ -10,6 +10,7 @@ import pandas as pd
 
 from pneumo_lib import runs, standings
 from pneumo_lib.answers import Finished
+from pneumo_lib.metrics import Estimate
 from pneumo_lib.runs import Run
 
 TITLES = {
@@ -42,14 +43,15 @@ def publish(run: Run, target: Path) -> None:
 
 
 def results(metrics: dict[str, dict[str, Any]]) -> str:
-    """The results of a run in Markdown, as the README shows them: a table and four findings.
+    """The results of a run in Markdown, as the README shows them: a table, findings, and the systems of notebook 05.
 
     Args:
         metrics: what each metrics_NN.json holds, by "01", "02" and so on.
     """
     found = [_copies(metrics["01"], metrics["06"]), _classical(metrics["02"]), metrics["04"]["verdict"]]
     findings = [*found, _abstention(metrics["06"]), *_comparison(metrics["05"])]
-    return results_table(metrics["06"]) + "\n" + "\n".join(f"- {line}" for line in findings) + "\n"
+    listed = "\n".join(f"- {line}" for line in findings)
+    return f"{results_table(metrics['06'])}\n{listed}\n\n{markdown(_systems(metrics['05']['systems']))}"
 
 
 def results_table(metrics: dict[str, Any]) -> str:
@@ -82,6 +84,14 @@ def _copies(exploration: dict[str, Any], evaluation: dict[str, Any]) -> str:
 def _classical(denoisers: dict[str, Any]) -> str:
     scores = [f"{name} {value:.2f} dB" for name, value in sorted(denoisers["psnr"].items(), key=lambda item: item[1])]
     return f"On {denoisers['films']} validation films: {', '.join(scores)}."
+
+
+def _systems(records: list[dict[str, Any]]) -> pd.DataFrame:
+    """The table of systems in metrics_05.json, for people."""
+    table = pd.DataFrame(records).astype({"reported": float})
+    for name in standings.SCORES:
+        table[name] = table[name].map(Estimate.from_dict)
+    return standings.readable(table)
 
 
 def _comparison(compared: dict[str, Any]) -> list[str]:

@@ -145,14 +145,16 @@ class Scale:
         epochs: passes over the training films at most.
         batch_size: films per step, in place of the recipe's.
         train_images: films drawn from the training split at most.
-        other_images: films drawn from validation and from test at most; only for checks that everything runs.
+        val_images: films drawn from validation at most.
+        test_images: films drawn from test at most; only for checks that everything runs.
     """
 
     image_size: int = 0
     epochs: int = 0
     batch_size: int = 0
     train_images: int = 0
-    other_images: int = 0
+    val_images: int = 0
+    test_images: int = 0
 
     def __post_init__(self) -> None:
         for name in (one.name for one in fields(self)):

@@ -44,8 +44,14 @@ def _row(one: Finished, n_boot: int) -> dict[str, Any]:
     facts = {"dataset": card["dataset"], "system": card["system"], "report": system.report if system else ""}
     said = {"reported": reported.accuracy if reported else float("nan"), "minutes": card["seconds"] / 60}
     cost = {"image_size": card["arguments"]["image_size"], "best_epoch": card["best_epoch"]}
-    told = {name: card[name] for name in ("parameters", "train_images", "epochs", "preset", "starting_weights")}
+    told = {name: card[name] for name in ("parameters", "train_images", "epochs", "starting_weights")}
+    told["preset"] = _preset(card)
     return facts | scores(one, n_boot=n_boot) | said | cost | told
+
+
+def _preset(card: Mapping[str, Any]) -> str:
+    """The preset's name, and whether the system's recipe was shortened: a full one must not be taken for granted."""
+    return card["preset"] + (", shortened" if any(card.get("scale", {}).values()) else "")
 
 
 def readable(table: pd.DataFrame) -> pd.DataFrame:
@@ -163,7 +169,8 @@ def cross_validated(folds: Sequence[Finished], *, n_boot: int = 1000) -> pd.Data
         right = [metrics.accuracy(one["label"].eq(one["predicted"]), np.ones(len(one), int)) for one in repeats]
         mean, n = float(np.mean([one.value for one in right])), right[0].n
         rows.append(
-            {name: card[name] for name in ("dataset", "system", "parameters", "preset", "starting_weights")}
+            {name: card[name] for name in ("dataset", "system", "parameters", "starting_weights")}
+            | {"preset": _preset(card)}
             | {"accuracy": replace(metrics.wilson(round(mean * n), n), value=mean)}
             | {"auc": _mean_auc(repeats, folds[whole[0][0]], n_boot)}
             | {"lowest": min(one.value for one in right), "highest": max(one.value for one in right)}

@@ -75,7 +75,7 @@ class Trial:
 
     def films(self, split: str) -> Films:
         """The films of a split, as many as the scale allows."""
-        most = self.scale.train_images if split == "train" else self.scale.other_images
+        most = {"train": self.scale.train_images, "val": self.scale.val_images, "test": self.scale.test_images}[split]
         return pipeline.films(self.images, split).draw(most, seed=self.seed)
 
     def task(self) -> training.Task:
@@ -173,7 +173,7 @@ def answer(trial: Trial, *, keep: bool = True) -> Finished:
 def test(folder: Path, images: ImageSet, saved: runs.SavedModel, *, denoiser: nn.Module | None = None) -> Finished:
     """Open the test films for a trained network, and store its answers in its folder."""
     card = saved.card
-    films = pipeline.films(images, "test").draw(card["scale"]["other_images"], seed=card["seed"])
+    films = pipeline.films(images, "test").draw(card["scale"]["test_images"], seed=card["seed"])
     seen = evaluation.View(card["noise"]["kind"], card["noise"]["strength"], card["seed"])
     logits = evaluation.classify(saved.model, films, seen, denoiser=denoiser)
     table = _predictions(films, calibration.softmax(logits, card["decision"]["temperature"]), card)

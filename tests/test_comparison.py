@@ -18,7 +18,7 @@ from pneumo_lib.recipe import Comparison, Scale
 from pneumo_lib.systems import SYSTEMS
 from pneumo_lib.trials import Fold
 
-SMALL = Scale(image_size=32, epochs=1, train_images=16, other_images=12)
+SMALL = Scale(image_size=32, epochs=1, train_images=16, val_images=12, test_images=12)
 COPIES = 4
 
 

@@ -52,7 +52,7 @@ def test_presets_shorten_the_comparison_less_and_less():
         short, longer = getattr(demo, scale), getattr(quick, scale)
         assert 0 < short.epochs < longer.epochs and 0 < short.train_images < longer.train_images
         assert 0 < short.image_size <= longer.image_size
-        assert short.other_images and not longer.other_images, "what is measured is measured on every test film"
+        assert short.test_images and not longer.test_images, "what is measured is measured on every test film"
     assert len(demo.seeds) <= len(quick.seeds) <= len(preset("full").comparison.seeds)
 
 
@@ -218,7 +218,11 @@ def test_a_config_survives_json(name):
 def test_augmentation_and_comparison_survive_json():
     how = Augmentation(rotation=10, zoom=(0.9, 1.1), flip=True)
     classifier = Recipe(epochs=3, min_delta=0.01, imbalance="weighted", augmentation=how)
-    scales = {"systems": Scale(image_size=96, epochs=2), "architectures": Scale(), "attention": Scale(other_images=3)}
+    scales = {
+        "systems": Scale(image_size=96, epochs=2),
+        "architectures": Scale(),
+        "attention": Scale(val_images=3, test_images=3),
+    }
     planned = Comparison(**scales, seeds=(5, 8), conditions=("clean", "denoised"))
     config = make("demo", classifier=classifier, comparison=planned)
     back = from_dict(json.loads(json.dumps(config.to_dict(), allow_nan=False)))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tiny_trials
 
-from pneumo_lib import answers, config, metrics, publish, runs
+from pneumo_lib import answers, config, metrics, publish, runs, standings
 from pneumo_lib.errors import DataError
 
 ROOT = Path(__file__).parents[1]
@@ -24,7 +24,10 @@ METRICS = {
 }
 
 SHARE = {"value": 0.8, "low": 0.7, "high": 0.9, "n": 3}
+ROW = {"system": "cnn5", "dataset": "chest_xray_kermany", "reported": None, "p": 1.0, "image_size": 64, "epochs": 3}
+ROW |= {"train_images": 1500, "minutes": 2.0, "preset": "quick", "starting_weights": "none", "best_epoch": 2}
 COMPARED = {
+    "systems": [ROW | {name: SHARE for name in standings.SCORES}],
     "architectures": [
         {"system": name, "condition": condition, "accuracy": SHARE | {"value": value}}
         for name, condition, value in (("vgg16", "clean", 0.7), ("cnn5", "clean", 0.9), ("cnn5", "noisy", 0.6))
@@ -87,6 +90,8 @@ def test_findings_of_the_comparison_name_the_best_the_average_and_the_verdicts()
     assert "2 architectures under one recipe (64 pixels, 500 films), best: clean 90.0% (`cnn5`), noisy 60.0%" in text
     assert "on average: clean 80.0%, noisy 60.0%." in text
     assert "Against ResNet-50 over 3 seeds: + channel attention worse." in text
+    (row,) = [line for line in text.splitlines() if "`cnn5` |" in line]
+    assert "80.0 % [70.0, 90.0]" in row and "64 px, 1,500 films, 3 epochs (best 2), 2 min, preset quick" in row
 
 
 def test_what_a_run_did_not_execute_stays_as_it_was_published(run, tmp_path):

@@ -62,7 +62,7 @@ def card_of(one: Trial) -> dict:
 
 
 def test_the_card_says_what_was_trained_on_what_and_how(trial, films):
-    scale = Scale(image_size=32, epochs=2, train_images=20, other_images=15)
+    scale = Scale(image_size=32, epochs=2, train_images=20, val_images=15, test_images=15)
     one = trial(scale=scale, seed=4, sigma=0.1, preset="tiny", protocol="noisy", fold=Fold(5, 2, 1))
     saved = trials.learn(one)
     card = card_of(one)
@@ -149,7 +149,7 @@ def test_what_is_learned_does_not_depend_on_test_films(trial, films):
 
 
 def test_the_task_carries_noise_smoothing_and_as_many_films_as_the_scale_allows(trial, films):
-    scale = Scale(train_images=10, other_images=5)
+    scale = Scale(train_images=10, val_images=5, test_images=5)
     one = trial(system=tiny_trials.system(label_smoothing=0.2), scale=scale, sigma=0.3, noise_kind="blur", seed=3)
     task = one.task()
     assert (len(task.train), len(task.val), len(one.films("test"))) == (10, 5, 5)
@@ -330,7 +330,11 @@ def test_answers_belong_to_what_decides_them_and_not_to_names(trial, films):
         assert trials._identity(same) == stored
     table = films.table.assign(split=films.table["split"].replace({"val": "train", "test": "val"}))
     changes = [{"seed": 1}, {"sigma": 0.1}, {"weights": "imagenet"}, {"denoiser": tiny.network("unet_denoiser")}]
-    changes += [{"scale": Scale(other_images=3)}, {"precision": "bf16"}, {"images": replace(films, table=table)}]
+    changes += [
+        {"scale": Scale(val_images=3, test_images=3)},
+        {"precision": "bf16"},
+        {"images": replace(films, table=table)},
+    ]
     changes += [{"system": tiny_trials.system(epochs=3)}, {"system": tiny_trials.system("cnn5")}, {"dataset": "mine"}]
     identities = {trials._identity(replace(one, **change)) for change in changes}
     assert len(identities | {stored}) == len(changes) + 1
