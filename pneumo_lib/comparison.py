@@ -83,8 +83,10 @@ def plan(system: System, images: ImageSet, run: Run, *, scale: Scale, **options:
 
 
 def _name(run: Run, images: ImageSet) -> str:
-    """Of the data set: its card's where the folder is named so; phantoms have one of theirs."""
-    return images.root.name if run.config.data_dir else "phantom"
+    """Of the data set: its card's where the folder or one around it is named so; phantoms have theirs."""
+    around = (images.root, *images.root.parents[:3])
+    known = next((folder.name for folder in around if folder.name in CARDS), images.root.name)
+    return known if run.config.data_dir else "phantom"
 
 
 def system_trials(run: Run, cache_dir: str | Path) -> list[Trial]:
@@ -143,7 +145,8 @@ def architecture_trials(run: Run, cache_dir: str | Path) -> list[Trial]:
     config, scale = run.config, run.config.comparison.architectures
     films = _own(run, scale, cache_dir)
     behind, planned = train_denoiser(run, films, scale), []
-    for name in (*ARCHITECTURES, "cnn2", "cnn3", "cnn4", "cnn5", "resnet34"):
+    names = (*ARCHITECTURES, "cnn2", "cnn3", "cnn4", "cnn5", "resnet34")
+    for name in (name for name in names if name not in config.comparison.without):
         recipe = SYSTEMS["aernet"].shortened(scale).recipe
         system = replace(SYSTEMS[name], recipe=recipe, image_size=films.images.shape[-1], denoiser="")
         for condition in config.comparison.conditions:

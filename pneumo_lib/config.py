@@ -108,7 +108,8 @@ def _demo() -> dict[str, Any]:
             architectures=Scale(image_size=64, epochs=1, train_images=32, val_images=24, test_images=24),
             attention=Scale(image_size=32, epochs=1, train_images=64, val_images=48, test_images=48),
             seeds=(0, 1),
-            conditions=("clean", "denoised"),
+            conditions=("denoised",),
+            without=("alexnet", "vgg16"),
         ),
         "bootstrap": 300,
         "audit_sample": 10,
@@ -126,9 +127,10 @@ def _quick() -> dict[str, Any]:
         "ablation": Grid(image_size=64, train_images=1500, levels=(0.1, 0.25, 0.5, 1.0), seeds=(0, 1, 2), epochs=5),
         "comparison": Comparison(
             systems=Scale(image_size=64, epochs=3, train_images=1500),
-            architectures=Scale(image_size=64, epochs=3, train_images=400, val_images=120),
-            attention=Scale(image_size=64, epochs=3, train_images=400, val_images=120),
+            architectures=Scale(image_size=64, epochs=5, batch_size=16, lr=5e-4, train_images=800, val_images=120),
+            attention=Scale(image_size=64, epochs=4, batch_size=16, lr=5e-4, train_images=500, val_images=120),
             seeds=(0, 1, 2),
+            without=("alexnet", "vgg16"),
         ),
     }
 
@@ -160,6 +162,7 @@ def _tiny() -> dict[str, Any]:
             attention=Scale(image_size=32, epochs=1, train_images=8, val_images=9, test_images=9),
             seeds=(0, 1),
             conditions=("denoised",),
+            without=("alexnet", "vgg16"),
         ),
         "bootstrap": 50,
         "audit_sample": 4,

@@ -74,7 +74,7 @@ def train_classifier(run: Run, images: ImageSet, denoiser: str) -> training.Fitt
     config, behind = run.config, run.load_model("denoiser", denoiser)
     name, arguments = classifier_name(denoiser), {"image_size": config.image_size, "n_classes": len(images.classes)}
     share = behind.card["noise"]["share"]
-    step = steps.ClassificationStep(behind.model)
+    step = steps.ClassificationStep(behind.model, config.classifier.label_smoothing)
     fitted = _fit(run, images, name=name, architecture="cnn2", arguments=arguments, step=step, share=share)
     logits = evaluation.classify(fitted.model, films(images, "val"), view(config), denoiser=behind.model)
     card = _card(run, "cnn2", arguments, fitted) | {

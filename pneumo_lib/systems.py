@@ -74,8 +74,8 @@ class System:
         """The system no larger and no longer than a scale allows."""
         size = min(self.image_size, scale.image_size or self.image_size)
         epochs = min(self.recipe.epochs, scale.epochs or self.recipe.epochs)
-        recipe = replace(self.recipe, epochs=epochs, batch_size=scale.batch_size or self.recipe.batch_size)
-        return replace(self, image_size=size, recipe=recipe)
+        steps = {"batch_size": scale.batch_size or self.recipe.batch_size, "lr": scale.lr or self.recipe.lr}
+        return replace(self, image_size=size, recipe=replace(self.recipe, epochs=epochs, **steps))
 
 
 KERMANY, COVID = "chest_xray_kermany", "chest_xray_covid"
