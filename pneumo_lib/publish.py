@@ -49,9 +49,11 @@ def results(metrics: dict[str, dict[str, Any]]) -> str:
         metrics: what each metrics_NN.json holds, by "01", "02" and so on.
     """
     found = [_copies(metrics["01"], metrics["06"]), _classical(metrics["02"]), metrics["04"]["verdict"]]
-    findings = [*found, _abstention(metrics["06"]), *_comparison(metrics["05"])]
-    listed = "\n".join(f"- {line}" for line in findings)
-    return f"{results_table(metrics['06'])}\n{listed}\n\n{markdown(_systems(metrics['05']['systems']))}"
+    findings, compared = [*found, _abstention(metrics["06"])], ""
+    if "05" in metrics:  # what was published before notebook 05 existed has none
+        findings += _comparison(metrics["05"])
+        compared = "\n" + markdown(_systems(metrics["05"]["systems"]))
+    return results_table(metrics["06"]) + "\n" + "\n".join(f"- {line}" for line in findings) + "\n" + compared
 
 
 def results_table(metrics: dict[str, Any]) -> str:

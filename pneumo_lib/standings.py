@@ -13,6 +13,7 @@ from torch import nn
 
 from pneumo_lib import metrics, models
 from pneumo_lib.answers import Finished
+from pneumo_lib.errors import DataError
 from pneumo_lib.metrics import Estimate
 from pneumo_lib.systems import SYSTEMS
 
@@ -101,8 +102,10 @@ def scores(one: Finished, *, n_boot: int = 1000) -> dict[str, Estimate]:
 
 
 def paired(one: Finished, other: Finished) -> metrics.McNemar:
-    """Exact McNemar test of two trials on the test films that both have answered."""
+    """Exact McNemar test of two trials on the test films that both have answered; a DataError if there are none."""
     both = one.predictions.merge(other.predictions, on=["path", "label"], suffixes=("_a", "_b"))
+    if not len(both):
+        raise DataError(f"{one.folder} and {other.folder} were tested on no film in common: keep them in other runs.")
     labels = {name: k for k, name in enumerate(one.classes)}
     codes = [both[name].map(labels).to_numpy() for name in ("label", "predicted_a", "predicted_b")]
     return metrics.mcnemar(*codes)

@@ -308,7 +308,7 @@ def test_offline_or_without_the_package_the_message_says_what_to_do(tmp_path, mo
         fetch("pneumonia_mnist", out=tmp_path / "mnist", size=64)
     for part in (
         str(failure) if failure else "ModuleNotFoundError",
-        "pip install medmnist",
+        "pip install -e '.[medmnist]'",
         "https://zenodo.org/records/10519652/files/pneumoniamnist_64.npz",
         "pneumo data download pneumonia_mnist --from-zip pneumoniamnist_64.npz",
     ):
