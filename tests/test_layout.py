@@ -107,7 +107,7 @@ def test_the_archive_of_the_brain_mri_holds_everything_twice(tmp_path):
     ],
 )
 def test_a_misspelt_or_additional_folder_is_refused_and_the_known_names_are_offered(tmp_path, names, offending):
-    with pytest.raises(DataError, match=rf"{offending} is none of the expected.*Known names.*\(.*name your own classes"):
+    with pytest.raises(DataError, match=rf"{offending} is none of the expected.*Known names.*\(.*your own classes"):
         scan(whole(tmp_path, "train", "test", names=names))
     folder = scan(tmp_path, classes=names)
     assert folder.classes == names and len(folder.table) == 4 * len(names)
