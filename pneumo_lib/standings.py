@@ -59,9 +59,9 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
     """`standings` or `cross_validated` as texts, for people: what was measured, on what, and how it was trained."""
     crossed, columns = "folds" in table, {}
     columns["data"] = [
-        f"`{name}`, n = {cell.n:,}" for name, cell in zip(table["dataset"], table["accuracy"], strict=True)
+        f"{name}, n = {cell.n:,}" for name, cell in zip(table["dataset"], table["accuracy"], strict=True)
     ]
-    columns["system"] = [f"`{name}`" for name in table["system"]]
+    columns["system"] = list(table["system"])
     columns["accuracy"] = [cell.percent() for cell in table["accuracy"]]
     if crossed:
         columns["of the repeats"] = [f"{a:.1%} to {b:.1%}" for a, b in table[["lowest", "highest"]].to_numpy()]
@@ -224,9 +224,9 @@ def _within(estimate: Estimate, least: float) -> Estimate:
 
 
 def survives(gain: Estimate) -> str:
-    """Whether a paired gain differs from zero as far as its interval can tell."""
-    if np.isnan(gain.low):
-        return "one seed: cannot be told"
+    """Whether a paired gain differs from zero as far as its interval can tell; of two seeds, none is believed."""
+    if gain.n < 3:
+        return "too few seeds to tell"
     return "better" if gain.low > 0 else "worse" if gain.high < 0 else "no difference that these seeds can show"
 
 

@@ -354,8 +354,8 @@ def test_a_new_system_is_one_file_and_one_row(toy, film_folder, tmp_path, monkey
     assert f"toy: {run / 'systems' / film_folder.name / 'toy'}, best epoch 1" in said
     assert "val_loss" in said
     printed = pneumo("evaluate", run, "--cache", cache)
-    (row,) = [line for line in printed.splitlines() if "`toy`" in line]
-    assert "`spots`, n = 12" in row and "32 px, 16 films, 1 epochs (best 1)" in row and "preset tiny" in row
+    (row,) = [line for line in printed.splitlines() if "| toy |" in line]
+    assert "spots, n = 12" in row and "32 px, 16 films, 1 epochs (best 1)" in row and "preset tiny" in row
     assert (run / "systems.md").read_text().strip() == printed.strip()
     answers = pd.read_csv(run / "systems" / film_folder.name / "toy" / "predictions.csv")
     assert len(answers) == 12 and set(answers["system"]) == {"toy"}
