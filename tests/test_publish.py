@@ -120,6 +120,10 @@ def test_the_readme_shows_the_published_table():
     assert table in (ROOT / "README.md").read_text()
 
 
+def test_the_readme_shows_the_table_of_systems():
+    assert (ROOT / "figures" / "systems.md").read_text() in (ROOT / "README.md").read_text()
+
+
 # ---- the table of systems -------------------------------------------------------------------------------------------
 
 
