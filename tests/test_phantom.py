@@ -147,15 +147,21 @@ def test_distinct_phantoms_are_no_near_duplicates():
     assert np.quantile(correlation, 0.99) < 0.75
 
 
-def test_at_least_a_hundred_films_a_second():
+def test_a_film_is_drawn_in_the_time_of_twenty_fields_of_noise():
+    """About 100 films a second; held against this machine's own pace, as a limit in seconds fails on a slower one."""
     rng = np.random.default_rng(0)
-    times = []
-    for _ in range(5):
-        start = time.process_time()
-        for label in CLASSES * 3:
-            draw(label, rng=rng)
-        times.append((time.process_time() - start) / 9)
-    assert min(times) < 0.01
+
+    def least(work):
+        times = []
+        for _ in range(5):
+            start = time.process_time()
+            work()
+            times.append(time.process_time() - start)
+        return min(times)
+
+    film = least(lambda: [draw(label, rng=rng) for label in CLASSES * 3]) / 9
+    noise = least(lambda: [np.exp(rng.standard_normal((256, 256), dtype=np.float32)) for _ in range(20)])
+    assert film < 1.1 * noise  # 0.85 where it was measured
 
 
 def test_the_folder_holds_what_was_ordered(folder):
