@@ -78,6 +78,7 @@ def plan(system: System, images: ImageSet, run: Run, *, scale: Scale, **options:
         "precision": run.config.precision,
         "preset": run.config.preset,
         "val_fraction": run.config.val_fraction,
+        "target_accuracy": run.config.target_accuracy,
     }
     return Trial(system, images, dataset, **({"folder": folder, "scale": scale} | common | options))
 

@@ -1,9 +1,10 @@
 """One training loop for denoisers and classifiers.
 
-What differs between the two is a `Step`. Accelerate
-owns the device, the precision and the processes. Everything random is a function of (seed, epoch, step), and each
-process draws the noise of the whole batch and keeps its own rows: several processes, or a run that was killed and
-started again, train on exactly what one uninterrupted process would.
+What differs between the two is a `Step` (see `steps`). Accelerate owns the device, the precision and the processes.
+Order, augmentation and noise are functions of (seed, epoch, step), and each process draws those of the whole batch and
+keeps its own rows: several processes, or a run that was killed and started again, meet exactly the films that one
+uninterrupted process would. Dropout draws from torch's global generator, whose state is stored after every epoch; batch
+normalisation sees the rows of its own process only.
 """
 
 import math

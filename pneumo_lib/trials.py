@@ -16,6 +16,7 @@ from torch import nn
 
 from pneumo_lib import calibration, evaluation, models, pipeline, runs, runtime, steps, training, training_machinery
 from pneumo_lib.answers import PREDICTIONS, Finished, decided, read, read_card
+from pneumo_lib.config import Config
 from pneumo_lib.data import CARDS, ImageSet
 from pneumo_lib.recipe import Scale
 from pneumo_lib.steps import Films
@@ -48,6 +49,7 @@ class Trial:
         precision: as in Config.
         preset: the name it is reported under.
         protocol: the name its predictions carry.
+        target_accuracy: what the films not left undecided shall reach on validation; a fraction.
         fold: part of a cross-validation, if any.
         val_fraction: share of the training patients held out, for whoever opens the films again.
     """
@@ -66,6 +68,7 @@ class Trial:
     preset: str = "full"
     protocol: str = "clean"
     val_fraction: float = 0.1
+    target_accuracy: float = Config.target_accuracy
     fold: Fold | None = None
 
     @property
@@ -117,7 +120,9 @@ def learn(trial: Trial, *, keep: bool = True) -> runs.SavedModel:
     model, task = trial.fresh(), trial.task()
     fitted = training.fit(model, task, trial.folder)
     logits = evaluation.classify(fitted.model, task.val, trial.view, denoiser=trial.denoiser)
-    decision = pipeline.decide(logits, task.val.labels, 0.98) | operating_point(trial, logits, task.val.labels)
+    decision = pipeline.decide(logits, task.val.labels, trial.target_accuracy) | operating_point(
+        trial, logits, task.val.labels
+    )
     if read_card(trial.folder).get("trial") != _identity(trial):
         (trial.folder / PREDICTIONS).unlink(missing_ok=True)  # answers of another network, whose weights were forgotten
     saved = runs.SavedModel(fitted.model, _card(trial, task, fitted) | {"decision": decision})
