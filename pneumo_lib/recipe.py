@@ -71,7 +71,8 @@ class Recipe:
         label_smoothing: share of the target spread evenly over all classes (Szegedy et al. 2016).
         imbalance: "none"; "weighted" divides a film's loss by its class's share of the films; "balanced" draws as many
             films of each class, with repetition.
-        keep: which epoch's weights are kept: "loss", the lowest on validation, or "score", the highest.
+        keep: which epoch's weights are kept: "loss", the lowest on validation; "score", the highest; or "last", where
+            validation films are too few to choose by and the schedule ends at rest.
         augmentation: of the training films.
     """
 
@@ -100,7 +101,7 @@ class Recipe:
         one_of("schedule", self.schedule, ("constant", "cosine"))
         one_of("optimizer", self.optimizer, ("adam", "adamw"))
         one_of("imbalance", self.imbalance, ("none", "weighted", "balanced"))
-        one_of("keep", self.keep, ("loss", "score"))
+        one_of("keep", self.keep, ("loss", "score", "last"))
 
     def text(self) -> str:
         """The recipe in one line, what is left at its default unsaid."""
@@ -113,7 +114,8 @@ class Recipe:
         if self.patience:
             gain = f"a gain of {self.min_delta:g}" if self.min_delta else "gain"
             parts.append(f"stops after {self.patience} epochs without {gain}")
-        parts.append({"loss": "lowest validation loss", "score": "highest validation accuracy"}[self.keep])
+        kept = {"loss": "lowest validation loss", "score": "highest validation accuracy", "last": "last epoch"}
+        parts.append(kept[self.keep])
         return ", ".join(parts)
 
 

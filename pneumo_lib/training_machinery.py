@@ -40,7 +40,9 @@ class TrainingState:
 
     @property
     def best_epoch(self) -> int:
-        """The first epoch with the lowest validation loss, or highest score, as the recipe says; 0 before training."""
+        """The last epoch, or the first with the lowest validation loss or highest score; 0 before training."""
+        if self.recipe.keep == "last":
+            return len(self.history)
         sign = {"loss": 1, "score": -1}[self.recipe.keep]
         values = [sign * row[f"val_{self.recipe.keep}"] for row in self.history]
         return int(np.argmin(values)) + 1 if values else 0

@@ -6,7 +6,7 @@ chosen there; `answer` then opens the test films. What is finished is read back 
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from pneumo_lib import calibration, evaluation, models, pipeline, runs, runtime,
 from pneumo_lib.answers import PREDICTIONS, Finished, decided, read, read_card
 from pneumo_lib.config import Config
 from pneumo_lib.data import CARDS, ImageSet
+from pneumo_lib.models.ensemble import Ensemble
 from pneumo_lib.recipe import Scale
 from pneumo_lib.steps import Films
 from pneumo_lib.systems import System
@@ -117,8 +118,8 @@ def learn(trial: Trial, *, keep: bool = True) -> runs.SavedModel:
     Raises:
         TrainingError: its folder holds a training of other films, recipe, seed or scale.
     """
-    model, task = trial.fresh(), trial.task()
-    fitted = training.fit(model, task, trial.folder)
+    task = trial.task()
+    fitted = _fit(trial, task)
     logits = evaluation.classify(fitted.model, task.val, trial.view, denoiser=trial.denoiser)
     decision = pipeline.decide(logits, task.val.labels, trial.target_accuracy) | operating_point(
         trial, logits, task.val.labels
@@ -131,6 +132,24 @@ def learn(trial: Trial, *, keep: bool = True) -> runs.SavedModel:
     else:
         runs.write_card(trial.folder, saved.card)
     return saved
+
+
+def _fit(trial: Trial, task: training.Task) -> training.Fitted:
+    """The trained network; the members of an ensemble one after the other, under seeds that count up from the trial's.
+
+    The history of an ensemble is the mean of its members', but for the seconds, which add up.
+    """
+    model = trial.fresh()
+    if not isinstance(model, Ensemble):
+        return training.fit(model, task, trial.folder)
+    fitted = []
+    for k, member in enumerate(model.members):
+        own = replace(task, seed=task.seed + k, name=f"{task.name}, member {k + 1} of {len(model.members)}")
+        fitted.append(training.fit(member, own, trial.folder / f"member_{k + 1}"))
+    together = pd.concat([one.history for one in fitted]).groupby("epoch", as_index=False)
+    history = together.mean().assign(seconds=together.sum()["seconds"])
+    runs.write_text(trial.folder / "history.csv", history.to_csv(index=False))
+    return training.Fitted(task.name, model.eval(), history, round(np.mean([one.best_epoch for one in fitted])))
 
 
 def positive(dataset: str, classes: Sequence[str]) -> str | None:
@@ -189,7 +208,7 @@ def test(folder: Path, images: ImageSet, saved: runs.SavedModel, *, denoiser: nn
 def forget(folder: Path) -> None:
     """Delete the weights of a trial whose predictions are stored."""
     (folder / "model.safetensors").unlink(missing_ok=True)
-    for state in folder.glob("state_*"):
+    for state in [*folder.rglob("state_*")]:
         shutil.rmtree(state)
 
 

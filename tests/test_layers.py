@@ -53,7 +53,7 @@ INSIDE = {
     "models": [
         ["autoencoder", "cnn2", "unet_denoiser", "gray", "inspection"],
         ["cnn3", "cnn4", "cnn5", "resnet34", "torchvision_models", "aernet"],
-        ["weights"],
+        ["weights", "ensemble"],
         ["__init__"],
     ],
 }

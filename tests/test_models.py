@@ -23,7 +23,7 @@ from pneumo_lib.models import aernet, gray
 DENOISERS = ("autoencoder", "unet_denoiser")
 CLASSIFIERS = (
     *("aernet", "alexnet", "cnn2", "cnn3", "cnn4", "cnn5", "densenet121"),
-    *("googlenet", "resnet18", "resnet34", "resnet50", "vgg16"),
+    *("googlenet", "resnet18", "resnet18_x3", "resnet34", "resnet50", "vgg16"),
 )
 ALL = {name: {} for name in DENOISERS} | {name: {"image_size": 64, "n_classes": 2} for name in CLASSIFIERS}
 FROM_TORCHVISION = ("alexnet", "densenet121", "googlenet", "resnet18", "resnet34", "resnet50", "vgg16")
@@ -90,6 +90,7 @@ def test_this_file_covers_every_architecture():
         ("cnn5", {}, 6_638_818),
         ("resnet34", {"n_classes": 1000}, 21_797_672),
         ("resnet18", {"n_classes": 1000}, 11_689_512),
+        ("resnet18_x3", {"n_classes": 1000}, 3 * 11_689_512),
         ("aernet", {}, 25_255_371),
         ("aernet", {"n_classes": 1000}, 25_766_832),
     ],
@@ -485,7 +486,7 @@ def test_films_are_normalised_as_the_published_weights_expect():
 
 def test_state_dicts_are_interchangeable_with_torchvision(name, classifier):
     if name not in FROM_TORCHVISION:
-        assert name == "aernet" or name.startswith("cnn")
+        assert name in ("aernet", "resnet18_x3") or name.startswith("cnn")
         return
     options = {"aux_logits": False, "transform_input": True, "init_weights": False} if name == "googlenet" else {}
     with torch.device("meta"):
@@ -504,6 +505,14 @@ def test_a_residual_network_starts_from_kaimings_spread():
         fan_out = layer.out_channels * layer.kernel_size[0] ** 2
         assert layer.weight.std().item() == pytest.approx((2 / fan_out) ** 0.5, rel=0.06)
     assert {layer.weight.detach().min().item() for layer in kinds(model, nn.BatchNorm2d)} == {1.0}
+
+
+def test_an_ensemble_answers_with_the_mean_probability_of_its_members():
+    model = settled(build("resnet18_x3"))
+    with torch.no_grad():
+        answers = [member(films()).softmax(dim=1) for member in model.members]
+        torch.testing.assert_close(model(films()).exp(), torch.stack(answers).mean(dim=0))
+    assert not any(torch.equal(one, other) for one, other in itertools.combinations(answers, 2))
 
 
 def test_a_copy_computes_the_same(classifier):
@@ -539,7 +548,7 @@ def test_the_last_stage_can_be_explained(name, classifier):
     found = explain.grad_cam(classifier, films(2), [0, 1], layer=stages[last])
     assert (found.layer, found.maps.shape[0], found.maps.ndim) == (last, 2, 3)
     assert found.maps.isfinite().all() and found.maps.min() >= 0
-    assert found.positive.any() or name in ("resnet18", "resnet34", "densenet121"), "fresh weights may see nothing"
+    assert found.positive.any() or "resnet" in name or name == "densenet121", "fresh weights may see nothing"
     assert not any(module._forward_hooks for module in classifier.modules())
 
 

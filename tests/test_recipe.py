@@ -53,7 +53,7 @@ def test_each_number_of_a_recipe_has_limits(name, low, high, outside):
         ("schedule", "constant, cosine", "cosin", "cosine"),
         ("optimizer", "adam, adamw", "adamww", "adamw"),
         ("imbalance", "none, weighted, balanced", "weihgted", "weighted"),
-        ("keep", "loss, score", "scores", "score"),
+        ("keep", "loss, score, last", "scores", "score"),
     ],
 )
 def test_each_word_of_a_recipe_is_one_of_a_few_and_a_typo_is_understood(name, allowed, typo, meant):
@@ -196,6 +196,7 @@ def test_a_recipe_in_words(recipe, text):
         {"label_smoothing": 0.1},
         {"imbalance": "weighted"},
         {"keep": "score"},
+        {"keep": "last"},
     ],
 )
 def test_whatever_decides_the_training_is_said(change):

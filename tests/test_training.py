@@ -464,6 +464,7 @@ def test_the_first_of_equal_losses_is_the_best(tmp_path):
         ("score", [0.9, 0.2, 0.5], [0.5, 0.6, 0.9], 3),
         ("score", [0.9, 0.2, 0.1], [0.7, 0.9, 0.9], 2),
         ("score", [0.1, 0.2, 0.3], [0.7, 0.6, 0.5], 1),
+        ("last", [0.1, 0.2, 0.3], [0.7, 0.6, 0.5], 3),
     ],
 )
 def test_the_recipe_says_which_epoch_is_the_best(tmp_path, keep, losses, scores, best):

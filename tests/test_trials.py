@@ -126,6 +126,32 @@ def test_another_training_in_the_same_folder_is_refused(trial, change):
     assert {path: path.read_bytes() for path in one.folder.rglob("*") if path.is_file()} == before
 
 
+ENSEMBLE = tiny_trials.system("resnet18_x3")
+
+
+def test_the_members_of_an_ensemble_are_trained_apart(trial):
+    saved, alone = trials.learn(trial(system=ENSEMBLE)), trial("alone", system=ENSEMBLE, seed=1).fresh().members
+    first, second, third = (dict(member.named_parameters())["conv1.weight"] for member in saved.model.members)
+    assert not torch.equal(first, second) and not torch.equal(second, third)
+    assert not torch.equal(first, alone[0].conv1.weight)
+    histories = [pd.read_csv(path) for path in sorted((trial().folder).glob("member_?/history.csv"))]
+    together = pd.read_csv(trial().folder / "history.csv")
+    assert len(histories) == 3 and not histories[0]["train_loss"].equals(histories[1]["train_loss"])
+    assert together["val_loss"].tolist() == pytest.approx(np.mean([one["val_loss"] for one in histories], axis=0))
+    assert together["seconds"].tolist() == pytest.approx(np.sum([one["seconds"] for one in histories], axis=0))
+    assert together["epoch"].tolist() == [1, 2]
+
+
+def test_an_ensemble_is_read_again_as_it_was_trained(trial, training_forbidden):
+    one = trial(system=ENSEMBLE)
+    weights = trials.learn(one).model.state_dict()
+    training_forbidden()
+    again, loaded = trials.learn(one).model.state_dict(), runs.load_model(one.folder).model.state_dict()
+    assert all(torch.equal(weights[key], again[key]) and torch.equal(weights[key], loaded[key]) for key in weights)
+    trials.answer(one, keep=False)
+    assert not list(one.folder.rglob("*.safetensors")) and (one.folder / "history.csv").exists()
+
+
 def test_learning_never_opens_a_test_film(trial, monkeypatch):
     whole = ImageSet.subset
 
