@@ -23,8 +23,9 @@ from pneumo_lib.models import aernet, gray
 DENOISERS = ("autoencoder", "unet_denoiser")
 CLASSIFIERS = (
     *("aernet", "alexnet", "cnn2", "cnn3", "cnn4", "cnn5", "densenet121"),
-    *("googlenet", "resnet18", "resnet18_x3", "resnet34", "resnet50", "vgg16"),
+    *("googlenet", "resnet18", "resnet18_googlenet_x2", "resnet18_x3", "resnet34", "resnet50", "vgg16"),
 )
+ENSEMBLES = ("resnet18_googlenet_x2", "resnet18_x3")
 ALL = {name: {} for name in DENOISERS} | {name: {"image_size": 64, "n_classes": 2} for name in CLASSIFIERS}
 FROM_TORCHVISION = ("alexnet", "densenet121", "googlenet", "resnet18", "resnet34", "resnet50", "vgg16")
 
@@ -91,6 +92,7 @@ def test_this_file_covers_every_architecture():
         ("resnet34", {"n_classes": 1000}, 21_797_672),
         ("resnet18", {"n_classes": 1000}, 11_689_512),
         ("resnet18_x3", {"n_classes": 1000}, 3 * 11_689_512),
+        ("resnet18_googlenet_x2", {"n_classes": 1000}, 2 * (11_689_512 + 6_624_904)),
         ("aernet", {}, 25_255_371),
         ("aernet", {"n_classes": 1000}, 25_766_832),
     ],
@@ -486,7 +488,7 @@ def test_films_are_normalised_as_the_published_weights_expect():
 
 def test_state_dicts_are_interchangeable_with_torchvision(name, classifier):
     if name not in FROM_TORCHVISION:
-        assert name in ("aernet", "resnet18_x3") or name.startswith("cnn")
+        assert name in ("aernet", *ENSEMBLES) or name.startswith("cnn")
         return
     options = {"aux_logits": False, "transform_input": True, "init_weights": False} if name == "googlenet" else {}
     with torch.device("meta"):
@@ -507,8 +509,9 @@ def test_a_residual_network_starts_from_kaimings_spread():
     assert {layer.weight.detach().min().item() for layer in kinds(model, nn.BatchNorm2d)} == {1.0}
 
 
-def test_an_ensemble_answers_with_the_mean_probability_of_its_members():
-    model = settled(build("resnet18_x3"))
+@pytest.mark.parametrize("name", ENSEMBLES)
+def test_an_ensemble_answers_with_the_mean_probability_of_its_members(name):
+    model = settled(build(name))
     with torch.no_grad():
         answers = [member(films()).softmax(dim=1) for member in model.members]
         torch.testing.assert_close(model(films()).exp(), torch.stack(answers).mean(dim=0))
@@ -602,6 +605,7 @@ SMALLEST = {
     "cnn5": 32,
     "densenet121": 29,
     "googlenet": 15,
+    "resnet18_googlenet_x2": 15,
     "vgg16": 32,
 }
 

@@ -99,7 +99,10 @@ def test_parameters_of_both_networks_are_counted(system):
         n_classes = 3 if system.datasets[0] == COVID else 2
         expected = count - (1000 - n_classes) * (width + 1)
     elif system.report == "ours":
-        expected = 3 * (PUBLISHED["resnet18"][0] - 998 * 513)
+        resnet18, googlenet = (
+            count - 998 * (width + 1) for count, width in map(PUBLISHED.get, ("resnet18", "googlenet"))
+        )
+        expected = 3 * resnet18 if system.model == "resnet18_x3" else 2 * (resnet18 + googlenet)
     else:
         expected = COUNTED[system.name]
     assert systems.parameters(system) == expected
