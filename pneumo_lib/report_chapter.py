@@ -218,8 +218,8 @@ def _dress_cell(cell: Tag) -> None:
     if cell.name == "th":
         wide = int(cell.get("colspan", 1)) > 1 or int(cell.get("rowspan", 1)) > 1
         cell["scope"] = ("col" if cell.find_parent("thead") else "row") + ("group" if wide else "")
-    elif re.match(r"([-+−±]?\.?\d|nan$|[-–—]$)", text, flags=re.I):
-        cell["class"] = "numeric"
+    elif re.match(r"([-+−±]?\.?\d|nan$|[-–—]$)", text, flags=re.I) and len(re.findall(r"[^\W\d_]+", text)) < 2:
+        cell["class"] = "numeric"  # a number and perhaps its unit; more words make a sentence that begins with one
 
 
 def _mend_links(soup: BeautifulSoup, stems: Sequence[str]) -> None:

@@ -357,6 +357,24 @@ def test_table_gets_scopes_and_loses_foreign_style(tmp_path):
     assert [cell.get_text() for cell in table.select(".numeric")] == ["n", "1", "2"]
 
 
+@pytest.mark.parametrize(
+    ("text", "numeric"),
+    [
+        ("94.9 % [93.5, 96.0]", True),
+        ("24.1 dB", True),
+        ("−0.4 %", True),
+        ("nan", True),
+        ("50 epochs, batch 32", False),
+        ("94.57% of 1288 (test + noise)", False),
+        ("cnn2", False),
+    ],
+)
+def test_cells_align_as_numbers_only_where_they_are_numbers(tmp_path, text, numeric):
+    shows = shown({"text/html": f"<table><tr><th>a</th></tr><tr><td>{text}</td></tr></table>"})
+    cell = BeautifulSoup(page(tmp_path, shows), "html.parser").find("table").find("td")
+    assert (cell.get("class") == ["numeric"]) == numeric
+
+
 def test_table_without_header_cells_is_refused(tmp_path):
     with pytest.raises(ReportError, match="without header cells"):
         page(tmp_path, shown({"text/html": "<table><tr><td>1</td></tr></table>"}))
