@@ -71,8 +71,13 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
         columns["sensitivity / specificity"] = [f"{a.value:.1%} / {b.value:.1%}" for a, b in pairs]
         columns["most probable class"] = [f"{cell.value:.1%}" for cell in table["plain"]]
         columns["reported"] = ["" if np.isnan(value) else f"{value:.1%}" for value in table["reported"]]
-        columns["p"] = [f"{p:.3f}" for p in table["p"]]
+        first = ~table["dataset"].duplicated()  # of its data set the best, which the others are held against
+        columns["p"] = ["–" if best else _p(p) for best, p in zip(first, table["p"], strict=True)]
     return pd.DataFrame(columns | {"trained": [_trained(row) for _, row in table.iterrows()]})
+
+
+def _p(p: float) -> str:
+    return "< 0.001" if p < 0.0005 else f"{p:.3f}"
 
 
 def _trained(row: pd.Series) -> str:
