@@ -131,6 +131,7 @@ def system_a(run: Run, images: ImageSet) -> list[Finished]:
     facts = {"system": "cnn2", "dataset": f"{_name(run, images)} + noise {config.sigma:g}", "protocol": protocol.name}
     facts |= {"positive": None, "fold": None, "starting_weights": "none", "epochs": len(history), "seed": config.seed}
     facts |= {"train_images": len(images.subset("train"))}
+    facts["scale"] = {"epochs": len(history)} if len(history) < SYSTEMS["cnn2"].recipe.epochs else {}
     facts["seconds"] = before["seconds"].sum() + history["seconds"].sum()
     facts["parameters"] = saved.card["parameters"] + run.load_model("denoiser", "autoencoder").card["parameters"]
     predictions = pipeline.predict(run, images, "autoencoder", protocol)
@@ -240,9 +241,8 @@ def one_fold(distinct: ImageSet, k: int, number: int, *, seed: int, val_fraction
 
 def evaluate(folder: Path, cache_dir: str | Path) -> list[Finished]:
     """Test every system trained under a run folder, folds included, whose answers are not stored yet."""
-    places = sorted(path.parent for part in ("systems", "folds") for path in (folder / part).rglob("model.json"))
     done = []
-    for place in runtime.progress(places, desc="systems"):
+    for place in runtime.progress(answers.trained(folder), desc="systems"):
         if not (place / answers.PREDICTIONS).exists():
             images = reopen(answers.read_card(place), cache_dir)
             trials.test(place, images, load_model(place, classes=images.classes))

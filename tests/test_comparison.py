@@ -11,7 +11,7 @@ import pytest
 import tiny_trials
 import torch
 
-from pneumo_lib import answers, comparison, config, evaluation, models, pipeline, runs, training, trials
+from pneumo_lib import answers, comparison, config, evaluation, models, pipeline, runs, standings, training, trials
 from pneumo_lib.data import ImageSet
 from pneumo_lib.errors import DataError, UsageError
 from pneumo_lib.recipe import Comparison, Scale
@@ -354,6 +354,7 @@ def test_system_a_stands_among_the_others_with_the_answers_of_notebook_06(tiny_r
     assert one.card["parameters"] == sum(map(models.count_parameters, networks))
     assert one.card["system"] == "cnn2" and one.card["dataset"] == "spots + noise 0.1"
     assert one.card["train_images"] == len(tiny_images.subset("train")) and one.card["epochs"] == 6
+    assert standings.standings([one])["preset"].item().endswith(", shortened"), "the source trained 50 epochs"
 
 
 def test_system_a_is_left_out_where_its_notebooks_have_not_run(tiny_config, tiny_images, tmp_path):
