@@ -56,6 +56,11 @@ class Finished:
         return pd.read_csv(self.folder / "history.csv")
 
 
+def trained(run: Path) -> list[Path]:
+    """Folders of the systems that were trained under a run folder, folds included, in the order of their names."""
+    return sorted(path.parent for part in ("systems", "folds") for path in (run / part).rglob("model.json"))
+
+
 def read(folder: Path) -> Finished:
     """A trial that was tested, from its files; a DataError where it was not."""
     card, stored = read_card(folder), folder / PREDICTIONS

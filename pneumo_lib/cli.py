@@ -159,15 +159,18 @@ def train(
 def evaluate(
     run: Annotated[str, typer.Argument(help="Run folder.")],
     cache: CacheOption = CACHE,
-    publish: Annotated[bool, typer.Option(help="Write the table of its systems to figures/ too.")] = False,
+    publish: Annotated[
+        bool, typer.Option(help="Copy its systems' answers to figures/, and make the table there.")
+    ] = False,
 ) -> None:
     """Open the test films: accuracies with 95 % intervals of a run and of every system trained in it."""
     folder = runtime.locate(run)
     done = comparison.evaluate(folder, cache)
     if done:
         table = publishing.systems_table(done)
-        for place in (folder, *([runtime.project_root() / "figures"] if publish else [])):
-            runs.write_text(place / "systems.md", table)
+        runs.write_text(folder / "systems.md", table)
+        if publish:
+            publishing.publish_systems(folder, done, runtime.project_root() / "figures")
         typer.echo(table)
     if done and not (folder / "config.json").exists():
         return

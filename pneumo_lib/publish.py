@@ -8,8 +8,8 @@ from typing import Any
 
 import pandas as pd
 
-from pneumo_lib import runs, standings
-from pneumo_lib.answers import Finished
+from pneumo_lib import answers, runs, standings
+from pneumo_lib.answers import PREDICTIONS, Finished
 from pneumo_lib.metrics import Estimate
 from pneumo_lib.runs import Run
 
@@ -18,6 +18,7 @@ TITLES = {
     "noisy_test": "`noisy_test`, denoised",
     "clean": "clean test, denoised",
 }
+SYSTEMS_HEAD = "The systems of notebook 05 at this preset, on test films, each trained as its last column says:"
 HEAD = ("| on test films | measured here, 95 % interval | n | reported by the source |", "|---|---|---|---|")
 
 
@@ -52,7 +53,7 @@ def results(metrics: dict[str, dict[str, Any]]) -> str:
     findings, compared = [*found, _abstention(metrics["06"])], ""
     if "05" in metrics:  # what was published before notebook 05 existed has none
         findings += _comparison(metrics["05"])
-        compared = "\n" + markdown(_systems(metrics["05"]["systems"]))
+        compared = "\n" + SYSTEMS_HEAD + "\n\n" + markdown(_systems(metrics["05"]["systems"]))
     return results_table(metrics["06"]) + "\n" + "\n".join(f"- {line}" for line in findings) + "\n" + compared
 
 
@@ -121,6 +122,22 @@ def _abstention(evaluation: dict[str, Any]) -> str:
         f'Allowed to say "undecided", it decides {decided["value"]:.1%} of the noisy test films and is right on '
         f"{right['value']:.1%} [{right['low']:.1%}, {right['high']:.1%}] of those."
     )
+
+
+def publish_systems(run: Path, done: Sequence[Finished], target: Path) -> None:
+    """Copy the answers of a run's systems to a folder, and write the table of all that it then holds to systems.md.
+
+    Card, history and predictions are copied, weights and the folder of the films are not. The target has the form of a
+    run, so that `pneumo evaluate` makes the table from it again; answers of the same system there are replaced.
+    """
+    for one in done:
+        place = target / one.folder.relative_to(run)
+        card = {name: value for name, value in one.card.items() if name != "root"}
+        runs.write_card(place, card)
+        for name in (PREDICTIONS, "history.csv"):
+            shutil.copyfile(one.folder / name, place / name)
+    published = [answers.read(place) for place in answers.trained(target)]
+    runs.write_text(target / "systems.md", systems_table(published))
 
 
 def systems_table(done: Sequence[Finished]) -> str:
