@@ -137,7 +137,8 @@ def learn(trial: Trial, *, keep: bool = True) -> runs.SavedModel:
 def _fit(trial: Trial, task: training.Task) -> training.Fitted:
     """The trained network; the members of an ensemble one after the other, under seeds that count up from the trial's.
 
-    The history of an ensemble is the mean of its members', but for the seconds, which add up.
+    The history of an ensemble is the mean of its members', but for the seconds, which add up; its best epoch is the
+    mean of theirs.
     """
     model = trial.fresh()
     if not isinstance(model, Ensemble):

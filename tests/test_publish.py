@@ -160,6 +160,23 @@ def test_answers_are_published_without_the_folder_of_the_films_and_join_earlier_
     assert table == publish.systems_table([answered(1), answered(2, system="cnn5")])
 
 
+def test_folds_of_an_earlier_cross_validation_do_not_stay(tmp_path):
+    for run, k in (("a", 3), ("b", 2)):
+        done = []
+        for number in range(k):
+            one = answered(number, system="cnn3", fold={"k": k, "number": number, "repeat": 0})
+            folder = tmp_path / run / "folds" / "brain_mri" / "cnn3" / f"repeat_0_fold_{number}"
+            runs.write_card(folder, one.card)
+            runs.write_text(folder / "history.csv", "epoch\n1\n")
+            runs.write_text(folder / answers.PREDICTIONS, one.predictions.to_csv(index=False))
+            done.append(answers.read(folder))
+        publish.publish_systems(tmp_path / run, done, tmp_path / "figures")
+        published = [answers.read(folder) for folder in answers.trained(tmp_path / "figures")]
+        assert [one.card["fold"]["k"] for one in published] == k * [k]
+    publish.publish_systems(tmp_path / "figures", published, tmp_path / "figures")
+    assert len(answers.trained(tmp_path / "figures")) == 2, "what is published may be published again"
+
+
 def cells(line: str) -> list[str]:
     return [cell.strip() for cell in line.strip("|").split("|")]
 
