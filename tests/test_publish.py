@@ -144,7 +144,7 @@ def stored(run: Path, wrong: int, name: str) -> answers.Finished:
     """The same in a run folder, as if it had been trained there."""
     one = answered(wrong, system=name)
     folder = run / "systems" / "chest_xray_kermany" / name
-    runs.write_card(folder, one.card | {"root": "/home/somebody/films"})
+    runs.write_card(folder, one.card | {"root": "elsewhere/somebody/films"})
     runs.write_text(folder / "history.csv", "epoch\n1\n")
     runs.write_text(folder / answers.PREDICTIONS, one.predictions.to_csv(index=False))
     return answers.read(folder)
