@@ -130,17 +130,14 @@ def publish_systems(run: Path, done: Sequence[Finished], target: Path) -> None:
     Card, history and predictions are copied, weights and the folder of the films are not. The target has the form of a
     run, so that `pneumo evaluate` makes the table from it again; answers of the same system there are replaced.
     """
-    parts = {one.folder: one.folder.relative_to(run) for one in done} if run.resolve() != target.resolve() else {}
-    for part in {
-        Path(*part.parts[:3]) for part in parts.values()
-    }:  # all folds of a system, of which there may be fewer now
-        shutil.rmtree(target / part, ignore_errors=True)
-    for one in (one for one in done if one.folder in parts):
-        place = target / parts[one.folder]
-        card = {name: value for name, value in one.card.items() if name != "root"}
-        runs.write_card(place, card)
-        for name in (PREDICTIONS, "history.csv"):
-            shutil.copyfile(one.folder / name, place / name)
+    if run.resolve() != target.resolve():
+        for part in {Path(*one.folder.relative_to(run).parts[:3]) for one in done}:
+            shutil.rmtree(target / part, ignore_errors=True)  # with all its folds, of which there may be fewer now
+        for one in done:
+            place = target / one.folder.relative_to(run)
+            runs.write_card(place, {name: value for name, value in one.card.items() if name != "root"})
+            for name in (PREDICTIONS, "history.csv"):
+                shutil.copyfile(one.folder / name, place / name)
     published = [answers.read(place) for place in answers.trained(target)]
     runs.write_text(target / "systems.md", systems_table(published))
 

@@ -1,5 +1,6 @@
 """One network trained and tested: what its folder holds, what validation fixes, and that nothing is done twice."""
 
+import itertools
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -129,12 +130,16 @@ def test_another_training_in_the_same_folder_is_refused(trial, change):
 ENSEMBLE = tiny_trials.system("resnet18_x3")
 
 
-def test_the_members_of_an_ensemble_are_trained_apart(trial):
-    saved, alone = trials.learn(trial(system=ENSEMBLE)), trial("alone", system=ENSEMBLE, seed=1).fresh().members
-    first, second, third = (dict(member.named_parameters())["conv1.weight"] for member in saved.model.members)
-    assert not torch.equal(first, second) and not torch.equal(second, third)
-    assert not torch.equal(first, alone[0].conv1.weight)
-    histories = [pd.read_csv(path) for path in sorted((trial().folder).glob("member_?/history.csv"))]
+def test_the_members_of_an_ensemble_are_trained_apart(trial, monkeypatch):
+    seeds, fit = [], training.fit
+    monkeypatch.setattr(
+        training, "fit", lambda model, task, folder: seeds.append(task.seed) or fit(model, task, folder)
+    )
+    fresh = [member.conv1.weight.detach().clone() for member in trial(system=ENSEMBLE, seed=4).fresh().members]
+    learned = [member.conv1.weight for member in trials.learn(trial(system=ENSEMBLE, seed=4)).model.members]
+    assert seeds == [4, 5, 6]
+    assert not any(torch.equal(one, other) for one, other in itertools.combinations([*fresh, *learned], 2))
+    histories = [pd.read_csv(path) for path in sorted(trial().folder.glob("member_?/history.csv"))]
     together = pd.read_csv(trial().folder / "history.csv")
     assert len(histories) == 3 and not histories[0]["train_loss"].equals(histories[1]["train_loss"])
     assert together["val_loss"].tolist() == pytest.approx(np.mean([one["val_loss"] for one in histories], axis=0))

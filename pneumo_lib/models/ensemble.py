@@ -24,7 +24,7 @@ class Ensemble(nn.Module):
         input: (B, 1, H, W) float, range [0, 1].
         output: (B, n_classes) float logits: the logarithm of the mean probability.
 
-    Feature maps and Grad-CAM show the first member, unless told otherwise.
+    `stages`, for feature maps and Grad-CAM, are those of the first member.
 
     Source: Lakshminarayanan, Pritzel and Blundell 2017, without adversarial training.
     """
