@@ -22,7 +22,7 @@ class Films:
     """Films to train or validate on.
 
     Attributes:
-        images: (N, H, W) uint8, an array in memory or memory-mapped.
+        images: (N, H, W) uint8, an array in memory or memory-mapped, or rows of one (`data.picked`).
         labels: (N,) int64.
         keys: one stable name per film, from which its validation noise is drawn.
     """

@@ -90,7 +90,7 @@ def fit(model: nn.Module, task: Task, folder: Path) -> Fitted:
         TrainingError: the loss is not a number (the last good state is kept), a batch does not fit in memory, or
             `folder` holds a training of another task.
     """
-    loop = _Loop(model, task, Path(folder))
+    loop = Loop(model, task, Path(folder))
     loop.state.resume(loop.accelerator)
     try:
         while not loop.state.finished:
@@ -102,13 +102,13 @@ def fit(model: nn.Module, task: Task, folder: Path) -> Fitted:
     return loop.result()
 
 
-class _Loop:
+class Loop:
     """One training as it runs; `run_epoch` and what it calls are the part to read."""
 
     def __init__(self, model: nn.Module, task: Task, folder: Path) -> None:
         self.task, self.folder = task, folder
-        self.state = TrainingState(folder, task.recipe, task.fingerprint(model))
         self.accelerator = runtime.accelerator(task.precision)
+        self.state = TrainingState(folder, task.recipe, task.fingerprint(model))
         self.device = self.accelerator.device
         self.raw = model.to(self.device, memory_format=torch.channels_last)
         kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[task.recipe.optimizer]
@@ -127,7 +127,7 @@ class _Loop:
         row |= {"lr": self.optimizer.param_groups[0]["lr"], "seconds": time.perf_counter() - start}
         if not math.isfinite(row["val_loss"]):
             raise self._not_a_number("in validation")
-        if every and epoch % every == 0 and self.accelerator.is_main_process:
+        if every and epoch % every == 0:
             runs.save_weights(checkpoint(self.folder, epoch), self.raw.state_dict())
         self.state.add(row, self.raw, self.accelerator)
 
@@ -135,7 +135,8 @@ class _Loop:
         """One pass over the training films in a fresh order, under fresh noise; their mean loss and score."""
         recipe, seed, films = self.task.recipe, self.task.seed, self.task.train
         order = drawn_order(films.labels, recipe.imbalance, np.random.default_rng([seed, epoch]))
-        steps, losses, (loss, score) = batches(order, recipe.batch_size), [], self._meters()
+        steps, (loss, score) = batches(order, recipe.batch_size), self._meters()
+        losses = torch.zeros(len(steps), device=self.device)  # one block: small ones that stay would split large ones
         self.model.train()
         title = f"{self.task.name}: epoch {epoch} of {recipe.epochs}"
         for number, rows in enumerate(runtime.progress(steps, desc=title)):
@@ -146,7 +147,7 @@ class _Loop:
             mine, counted = share(len(rows), self.accelerator)
             with self.accelerator.autocast():
                 outcome = self.task.step(self.model, clean[mine], noisy[mine], labels[mine])
-            losses.append(outcome.loss.detach().mean())
+            losses[number] = outcome.loss.detach().mean()
             self._set_lr((epoch - 1) * len(steps) + number, recipe.epochs * len(steps))
             self.optimizer.zero_grad()
             weighted = (outcome.loss * self.weights[labels[mine]])[:counted].sum()
@@ -179,8 +180,7 @@ class _Loop:
         """The network with its best weights, and its history."""
         self.raw.load_state_dict(self.state.best)
         history = pd.DataFrame(self.state.history)
-        if self.accelerator.is_main_process:
-            runs.write_text(self.folder / "history.csv", history.to_csv(index=False))
+        runs.write_text(self.folder / "history.csv", history.to_csv(index=False))
         self.accelerator.unwrap_model(self.raw, keep_fp32_wrapper=False)
         model = self.raw.to("cpu", memory_format=torch.contiguous_format).eval()
         return Fitted(self.task.name, model, history, self.state.best_epoch)
@@ -192,8 +192,8 @@ class _Loop:
     def _meters(self) -> tuple[MeanMetric, MeanMetric]:
         return MeanMetric(nan_strategy="disable").to(self.device), MeanMetric(nan_strategy="disable").to(self.device)
 
-    def _first_bad(self, losses: list[Tensor], steps: list[np.ndarray], most: int = 3) -> str:
-        bad = self.accelerator.reduce(torch.stack(losses)).isfinite().logical_not().nonzero()  # in any process
+    def _first_bad(self, losses: Tensor, steps: list[np.ndarray], most: int = 3) -> str:
+        bad = self.accelerator.reduce(losses).isfinite().logical_not().nonzero()  # in any process
         step = int(bad[0]) if len(bad) else len(losses) - 1
         names = [self.task.train.keys[row] for row in steps[step]]
         more = f" and {len(names) - most} more" if len(names) > most else ""

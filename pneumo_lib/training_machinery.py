@@ -15,7 +15,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from pneumo_lib import runs
+from pneumo_lib import processes, runs
 from pneumo_lib.errors import TrainingError
 from pneumo_lib.recipe import Recipe
 
@@ -62,9 +62,11 @@ class TrainingState:
         Raises:
             TrainingError: it belongs to another task.
         """
-        if accelerator.is_main_process:
+        if processes.first():
             shutil.rmtree(self.folder / "state.tmp", ignore_errors=True)  # of a process killed while it wrote
         states = sorted(self.folder.glob("state_*"))
+        processes.agree("stored states", states[-1].name if states else "none")
+        processes.agree("films, recipes, seeds or starting weights", self.fingerprint)
         if not states:
             return
         stored = json.loads((states[-1] / "progress.json").read_text())
@@ -87,9 +89,7 @@ class TrainingState:
         if not self.finished:  # a finished training needs no optimiser any more
             accelerator.save_state(temporary)
             accelerator.wait_for_everyone()
-        if accelerator.is_main_process:
-            self._complete(temporary)
-        accelerator.wait_for_everyone()
+        processes.by_first(lambda: self._complete(temporary))
 
     def _complete(self, temporary: Path) -> None:
         runs.save_weights(temporary / "best.safetensors", self.best)
@@ -109,9 +109,12 @@ def fingerprint(facts: list[Any], *networks: nn.Module | None) -> str:
     return digest.hexdigest()
 
 
-def hash_of(array: np.ndarray) -> str:
-    """SHA-256 of the values of an array."""
-    return hashlib.sha256(np.ascontiguousarray(array)).hexdigest()
+def hash_of(films: np.ndarray) -> str:
+    """SHA-256 of the values of an array, read some rows at a time."""
+    digest = hashlib.sha256()
+    for start in range(0, len(films), 256):
+        digest.update(np.ascontiguousarray(films[start : start + 256]))
+    return digest.hexdigest()
 
 
 def batches(order: np.ndarray, size: int) -> list[np.ndarray]:

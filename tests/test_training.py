@@ -670,7 +670,7 @@ def test_a_finished_folder_gives_its_result_at_once(tmp_path, monkeypatch):
     first = fit(network(), job, tmp_path)
     (state,) = tmp_path.glob("state*")
     assert {path.name for path in state.iterdir()} == {"best.safetensors", "progress.json"}  # no optimiser
-    monkeypatch.setattr(training._Loop, "run_epoch", lambda self: pytest.fail("trained again"))
+    monkeypatch.setattr(training.Loop, "run_epoch", lambda self: pytest.fail("trained again"))
     again = fit(network(), job, tmp_path)
     assert same_weights(again.model.state_dict(), first.model.state_dict())
     assert again.best_epoch == first.best_epoch == 1 and curve(again) == curve(first)
