@@ -1,0 +1,121 @@
+"""What the benchmarks count and compare is what they say it is."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import contenders  # noqa: E402
+import roofline  # noqa: E402
+import speed  # noqa: E402
+
+from pneumo_lib import models  # noqa: E402
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        (contenders.SourceAutoencoder(), models.build("autoencoder")),
+        (contenders.SourceCNN2(32), models.build("cnn2", image_size=32, n_classes=contenders.CLASSES)),
+    ],
+    ids=["autoencoder", "cnn2"],
+)
+def test_the_contenders_train_the_same_network(theirs, ours):
+    weights = zip(ours.state_dict(), theirs.state_dict().values(), strict=True)
+    ours.load_state_dict(dict(weights))
+    films = torch.rand(3, 1, 32, 32)
+    torch.testing.assert_close(ours(films), theirs(films), atol=2e-6, rtol=1e-5)
+
+
+def losses(network: nn.Module, clean: torch.Tensor, seed: int, *, fast: bool, steps: int = 40) -> torch.Tensor:
+    """Of each step, under noise of that seed."""
+    optimizer = torch.optim.Adam(network.parameters(), lr=contenders.LR, fused=fast)
+    torch.manual_seed(seed)
+    found = []
+    for _ in range(steps):
+        with torch.autocast("cpu", torch.bfloat16, enabled=fast):
+            restored = network(contenders.noisy(clean)).float()
+        found.append(nn.functional.mse_loss(restored, clean))
+        optimizer.zero_grad()
+        found[-1].backward()
+        optimizer.step()
+    return torch.stack(found).detach()
+
+
+@pytest.mark.slow
+def test_the_loops_learn_alike():
+    """From the same weights on the same films: our curves lie where those of the plain loop lie."""
+    torch.manual_seed(0)
+    clean = nn.functional.interpolate(torch.rand(64, 1, 4, 4), size=32, mode="bilinear")
+    start = contenders.SourceAutoencoder().state_dict()
+    ours = models.build("autoencoder").to(memory_format=torch.channels_last)
+    names = list(ours.state_dict())
+    plain, fast = [], []
+    for seed in range(1, 5):
+        theirs = contenders.SourceAutoencoder()
+        theirs.load_state_dict(start)
+        plain.append(losses(theirs, clean, seed, fast=False))
+        ours.load_state_dict(dict(zip(names, start.values(), strict=True)))
+        fast.append(losses(ours, clean, seed, fast=True))
+    plain, fast = torch.stack(plain), torch.stack(fast)
+    assert plain[:, -1].max() < 0.5 * plain[:, 0].min(), "there was something to learn"
+    assert (fast.mean() / plain.mean()).item() == pytest.approx(1, abs=0.04), "on the whole; measured 0.997"
+    last = plain[:, -10:].mean(dim=1)  # single steps stray by a quarter from seed to seed
+    assert 0.95 * last.min() < fast[:, -10:].mean() < 1.05 * last.max(), "within what another seed does"
+
+
+def test_the_floor_counts_products_and_answers():
+    network = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU())
+    counted = roofline.floor(network, 8, roofline.Machine(bandwidth=1e9, rate=1e12))
+    assert counted["GFLOP"] == pytest.approx(3 * 2 * 9 * 4 * 64 / 1e9)
+    assert counted["MB"] == pytest.approx(5 * (256 + 256) * 2 / 1e6)
+    assert counted["films/s"] == pytest.approx(1e9 / 5120)
+    slow = roofline.floor(network, 8, roofline.Machine(bandwidth=1e15, rate=1e6))
+    assert slow["films/s"] == pytest.approx(1e6 / (3 * 2 * 9 * 4 * 64))
+
+
+def test_the_machine_is_measured():
+    machine = roofline.measure(side=128, megabytes=8)
+    assert 1e8 < machine.bandwidth < 1e14 and 1e8 < machine.rate < 1e16
+
+
+@pytest.mark.slow
+def test_one_command_compares_them_all(tmp_path):
+    command = [sys.executable, "-m", "pneumo_lib", "benchmark", "--rounds", "1", "--films", "9", "--size", "32"]
+    command += ["--only", "classifier", "--out", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=500)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "speed.json").read_text())["tables"]
+    (title, ways), (_, floor) = rows.items()
+    assert title in done.stdout and [row["way"] for row in ways] == list(contenders.CONTENDERS)
+    there = {row["way"]: row for row in ways if "range" in row}
+    assert {"ours", "plain loop", "tuned loop"} <= set(there) and there["ours"]["ours over it"] == "1.0 x"
+    assert all(row["films/s"] > 0 and row["peak MB"] > 50 for row in there.values())
+    assert [row["network"] for row in floor][:3] == ["autoencoder", "unet_denoiser", "cnn2"]
+    assert f"| {there['plain loop']['films/s']} |" in (tmp_path / "speed.md").read_text()
+    assert Image.open(tmp_path / "speed.png").width > 300
+
+
+def test_an_unknown_option_is_an_error_of_the_benchmark():
+    command = [sys.executable, "-m", "pneumo_lib", "benchmark", "--nonsense"]
+    assert subprocess.run(command, capture_output=True, cwd=ROOT).returncode == 2
+
+
+def test_what_is_published_is_what_was_measured():
+    found, text = json.loads((ROOT / "benchmarks" / "speed.json").read_text()), (ROOT / "benchmarks" / "RESULTS.md")
+    for title, rows in found["tables"].items():
+        assert f"## {title}\n\n{speed.table(rows)}\n" in text.read_text()
+    assert found["measured"] in text.read_text()
+    readme = (ROOT / "README.md").read_text()
+    training, answering = found["tables"]["denoiser training"], found["tables"]["autoencoder, batches of 32"]
+    best = max(row["films/s"] for row in training if not row["way"].startswith("ours"))
+    for number in (training[0]["films/s"], training[1]["films/s"], best, *(row["films/s"] for row in answering)):
+        assert str(number) in readme[readme.index("## Speed") :]
