@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pneumo_lib import evaluation, metrics, models, runs, runtime, steps, training
+from pneumo_lib import evaluation, metrics, models, processes, runs, runtime, steps, training
 from pneumo_lib.config import Config
 from pneumo_lib.errors import TrainingError
 from pneumo_lib.recipe import Recipe
@@ -46,6 +46,8 @@ class Cell:
 def run_grid(train: steps.Films, val: steps.Films, config: Config, folder: Path) -> pd.DataFrame:
     """Train and score every cell of `config.ablation`; what is stored in `folder` is not trained again.
 
+    Several processes, or the workers of one, take one cell at a time.
+
     Args:
         train, val: films of any size; reduced to the grid's image size.
 
@@ -59,9 +61,9 @@ def run_grid(train: steps.Films, val: steps.Films, config: Config, folder: Path)
     cells = [
         Cell(level, seed, train, val, config, Path(folder)) for level in (0.0, *grid.levels) for seed in grid.seeds
     ]
-    tables: list[pd.DataFrame] = []
-    for cell in runtime.progress(cells, desc="ablation: cells of the grid"):
-        tables += _noisy_cell(cell) if cell.level else _clean_cell(cell)
+    title = "ablation: cells of the grid"
+    share = processes.share_out if processes.count() > 1 else processes.in_workers
+    tables = share(_score_cell, cells, progress=runtime.progress, desc=title)
     return pd.concat(tables, ignore_index=True)
 
 
@@ -72,7 +74,7 @@ def shrink(films: steps.Films, size: int) -> steps.Films:
         return films
     if side % size:
         raise TrainingError(f"the ablation works at {size} pixels, which does not divide the image size {side}.")
-    parts = torch.from_numpy(np.ascontiguousarray(films.images)).split(512)
+    parts = (torch.tensor(films.images[start : start + 512]) for start in range(0, len(films), 512))
     small = torch.cat([F.avg_pool2d(part[:, None].float(), side // size)[:, 0].round().byte() for part in parts])
     return steps.Films(small.numpy(), films.labels, films.keys)
 
@@ -127,6 +129,10 @@ def _enumerated(levels: Iterable[float]) -> str:
 def _last_epoch(table: pd.DataFrame) -> pd.DataFrame:
     last = table[table["epoch"] == table["epoch"].max()]
     return last.pivot_table(index=["level", "seed"], columns="arm", values="accuracy")
+
+
+def _score_cell(cell: Cell) -> pd.DataFrame:
+    return pd.concat(_noisy_cell(cell) if cell.level else _clean_cell(cell))
 
 
 def _clean_cell(cell: Cell) -> list[pd.DataFrame]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from pneumo_lib import answers, models, pipeline, runtime, training, trials
+from pneumo_lib import answers, models, pipeline, processes, runtime, training, trials
 from pneumo_lib.answers import Finished
 from pneumo_lib.config import Config
 from pneumo_lib.data import CARDS, ImageSet, carve, open_folder, split
@@ -32,8 +32,9 @@ IMBALANCE = ("none", "weighted", "balanced")
 
 
 def finish(planned: Iterable[Trial], *, keep: bool = True) -> list[Finished]:
-    """Train and test every trial that is not finished yet, in order."""
-    return [trials.answer(trial, keep=keep) for trial in runtime.progress(list(planned), desc="networks")]
+    """Train and test every trial that is not finished yet, as many at a time as there are workers."""
+    answer = functools.partial(trials.answer, keep=keep)
+    return processes.in_workers(answer, list(planned), progress=runtime.progress, desc="networks")
 
 
 # ---- which data ------------------------------------------------------------------------------------------------------
@@ -50,7 +51,8 @@ def find_dataset(name: str, data_dir: str) -> Path | None:
 def open_films(root: Path, size: int, cache_dir: str | Path, *, val_fraction: float, seed: int) -> ImageSet:
     """The films of a folder at a size, split."""
     options = {"cache_dir": runtime.locate(cache_dir), "val_fraction": val_fraction, "seed": seed}
-    return open_folder(root, image_size=size, progress=runtime.progress, **options)
+    with processes.first_before_others():
+        return open_folder(root, image_size=size, progress=runtime.progress, **options)
 
 
 def films_of(config: Config, size: int, cache_dir: str | Path, *, root: Path | None = None) -> ImageSet:
@@ -243,7 +245,7 @@ def evaluate(folder: Path, cache_dir: str | Path) -> list[Finished]:
     """Test every system trained under a run folder, folds included, whose answers are not stored yet."""
     done = []
     for place in runtime.progress(answers.trained(folder), desc="systems"):
-        if not (place / answers.PREDICTIONS).exists():
+        if not processes.by_first((place / answers.PREDICTIONS).exists):
             images = reopen(answers.read_card(place), cache_dir)
             trials.test(place, images, load_model(place, classes=images.classes))
         done.append(answers.read(place))

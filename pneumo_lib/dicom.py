@@ -1,13 +1,18 @@
 """DICOM films to the grey levels that a viewer shows, without ever parsing who the patient is."""
 
+import itertools
 import re
+import struct
 from io import BytesIO
 
 import numpy as np
 import pydicom
 from PIL import Image
 from pydicom import uid
+from pydicom.datadict import tag_for_keyword
+from pydicom.dataelem import RawDataElement
 from pydicom.encaps import get_frame
+from pydicom.filereader import read_sequence
 from pydicom.multival import MultiValue
 from pydicom.pixels import apply_modality_lut, apply_voi, get_decoder, pixel_array
 from pydicom.pixels.utils import get_expected_length
@@ -19,16 +24,72 @@ _HEADER = ("Rows", "Columns", "BitsAllocated", "BitsStored", "PixelRepresentatio
 _DISPLAY = ("RescaleSlope", "RescaleIntercept", "ModalityLUTSequence", "WindowCenter", "WindowWidth", "VOILUTFunction")
 _PIXELS = ("PhotometricInterpretation", "HighBit", "PlanarConfiguration", "NumberOfFrames", "PixelData", "SOPClassUID")
 _TAGS = [*_FACTS, *_HEADER, *_DISPLAY, *_PIXELS, "VOILUTSequence", "PixelPaddingValue", "PixelPaddingRangeLimit"]
+_TABLES = ("ModalityLUTSequence", "VOILUTSequence")
+# How the elements of a few words or numbers begin that pydicom converts, on our request or unasked.
+_UNASKED = ("SpecificCharacterSet", "TransferSyntaxUID", "MediaStorageSOPClassUID", "MediaStorageSOPInstanceUID")
+_SHORT = [tag_for_keyword(name) for name in {*_TAGS, *_UNASKED} - {*_FACTS, *_TABLES, "PixelData"}]
+_SHORT_MARKS = tuple(struct.pack(f"{order}HH", *divmod(tag, 2**16)) for tag in _SHORT for order in "<>")
+_CONTROL = re.compile(rb"[\0-\x1f]")
+_CODE_STRING = re.compile(rb" *[A-Z0-9_][A-Z0-9_ ]{0,15}\0?")
 # UIDs of what is DICOM but no picture: directories, structured reports, encapsulated documents.
 _DOCUMENTS = ("1.2.840.10008.1.3.10", "1.2.840.10008.5.1.4.1.1.88.", "1.2.840.10008.5.1.4.1.1.104.")
 _PILLOW_SYNTAXES = (uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit, uid.JPEG2000, uid.JPEG2000Lossless)
+_MAX_SCANS, _MAX_SEGMENTS, _MAX_FRAGMENTS, _MAX_SHORT = 32, 1000, 10_000, 512  # honest files need less; bytes at last
+_MARKER = re.compile(rb"\xff[^\0\x01\xd0-\xd7\xff]")  # the markers of a JPEG that end a scan
+
+
+class Rationed(BytesIO):
+    """A file in memory that gives a limited number of portions: 10,000, and one more per `portion` bytes of its length.
+
+    Decoders loop over chunks, segments and elements in Python, for minutes where a file consists of nothing else.
+    """
+
+    def __init__(self, data: bytes, *, portion: int):
+        super().__init__(data)
+        self._left = 10_000 + len(data) // portion
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Return the next bytes, or raise ImageError (``damaged``) when nothing is left of the ration."""
+        self._left -= 1
+        if self._left < 0:
+            raise ImageError("the file consists of too many small pieces", code="damaged")
+        return super().read(size)
+
+
+class _Elements(Rationed):
+    """DICOM elements; a wrong length makes one value of all that follows, which pydicom would quote in a warning."""
+
+    _short = False
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        piece = super().read(size)
+        if size == 8:  # the head of an element
+            self._short = piece.startswith(_SHORT_MARKS)
+        elif self._short and size and size > 8:
+            self._left -= size
+            if size > _MAX_SHORT or _CONTROL.search(piece.rstrip(b"\0 ")):
+                raise ImageError("the DICOM header is out of step", code="bad_header")
+        return piece
+
+
+def check_scans(jpeg: bytes) -> None:
+    """Raise ImageError (``damaged``) for a JPEG of very many scans, since each goes over the whole picture."""
+    if jpeg.count(b"\xff\xda") <= _MAX_SCANS:  # those in metadata included, but this is fast
+        return
+    scans = at = 0
+    for _ in range(_MAX_SEGMENTS):
+        found = _MARKER.search(jpeg, at + 2)
+        if found is None or found.group() == b"\xff\xd9":
+            return
+        scans += found.group() == b"\xff\xda"
+        if scans > _MAX_SCANS:
+            break
+        at = found.start() + int.from_bytes(jpeg[found.end() : found.end() + 2])
+    raise ImageError(f"found a JPEG of more than {_MAX_SCANS} scans or {_MAX_SEGMENTS:,} segments", code="damaged")
 
 
 def open_dataset(data: bytes) -> pydicom.FileDataset:
-    """Read the tags needed for display; the others, the names among them, are never parsed.
-
-    Args:
-        data: a whole DICOM file, with its preamble.
+    """Read the tags needed for display from a whole file; the others, the names among them, are never parsed.
 
     Returns:
         A data set with one still undecoded frame, whose header does not contradict itself.
@@ -38,10 +99,11 @@ def open_dataset(data: bytes) -> pydicom.FileDataset:
     """
     if uid.DeflatedExplicitVRLittleEndian.encode() in data:  # pydicom would unpack it without any limit
         raise ImageError("found a deflated DICOM file, which is not read", code="codec")
-    dataset = pydicom.dcmread(BytesIO(data), specific_tags=_TAGS)
+    dataset = pydicom.dcmread(_Elements(data, portion=4096), specific_tags=_TAGS)
+    _open_tables(dataset)
     kind = uid.UID(dataset.get("SOPClassUID") or dataset.file_meta.get("MediaStorageSOPClassUID") or "")
     if kind.startswith(_DOCUMENTS):
-        raise ImageError(f"found a DICOM file of the type '{kind.name}', which is no picture", code="not_a_film")
+        raise ImageError(f"found a DICOM file of the type '{kind.name[:64]}', which is no picture", code="not_a_film")
     if "PixelData" not in dataset:
         raise ImageError("the DICOM file holds no pixel data, or ends before it", code="no_pixels")
     if int(dataset.get("NumberOfFrames") or 1) > 1:
@@ -52,8 +114,9 @@ def open_dataset(data: bytes) -> pydicom.FileDataset:
 
 def facts(dataset: pydicom.FileDataset) -> dict[str, str]:
     """Return modality, body part and view as far as they are DICOM code strings, which identify nobody."""
-    found = {tag: str(dataset.get(tag) or "") for tag in _FACTS}
-    return {tag: text for tag, text in found.items() if re.fullmatch(r"[A-Z0-9_ ]{1,16}", text)}
+    raw = {tag: getattr(dataset.get_item(tag), "value", None) for tag in _FACTS}  # as they stand
+    found = {tag: text for tag, text in raw.items() if isinstance(text, bytes) and _CODE_STRING.fullmatch(text)}
+    return {tag: text.decode().strip(" \0") for tag, text in found.items()}
 
 
 def grey_levels(dataset: pydicom.FileDataset, notes: list[str]) -> np.ndarray:
@@ -86,16 +149,25 @@ def grey_levels(dataset: pydicom.FileDataset, notes: list[str]) -> np.ndarray:
     return np.clip(pixels, 0, 1).astype(np.float32)
 
 
+def _open_tables(dataset: pydicom.FileDataset) -> None:
+    # pydicom would open them later, from a stream of its own that has no limit.
+    for name in _TABLES:
+        raw = dataset.get_item(name)
+        if isinstance(raw, RawDataElement) and raw.value:
+            stream, order = _Elements(raw.value, portion=4096), (raw.is_implicit_VR, raw.is_little_endian)
+            setattr(dataset, name, read_sequence(stream, *order, len(raw.value), "iso8859"))
+
+
 def _check_header(dataset: pydicom.FileDataset) -> None:
-    unusable = [tag for tag in _HEADER if not isinstance(dataset.get(tag), int)]
-    if unusable:
+    if unusable := [tag for tag in _HEADER if not isinstance(dataset.get(tag), int)]:
         raise ImageError(f"the DICOM header has no usable {', '.join(unusable)}", code="bad_header")
     if not (dataset.Rows and dataset.Columns and 1 <= dataset.BitsStored <= dataset.BitsAllocated):
         found = f"{dataset.Columns} x {dataset.Rows} pixels, {dataset.BitsStored} of {dataset.BitsAllocated} bits"
         raise ImageError(f"the DICOM header says {found}", code="bad_header")
     colours = str(dataset.get("PhotometricInterpretation"))
     if not colours.startswith(("MONOCHROME", "RGB", "YBR")):
-        raise ImageError(f"found {colours} pixels", code="photometric")
+        found = colours if _CODE_STRING.fullmatch(colours.encode()) else "unknown"
+        raise ImageError(f"found {found} pixels", code="photometric")
     if dataset.SamplesPerPixel != (1 if colours.startswith("MONOCHROME") else 3):
         found = f"{dataset.SamplesPerPixel} samples per pixel, yet {colours}"
         raise ImageError(f"the DICOM header says {found}", code="bad_header")
@@ -108,13 +180,15 @@ def _decode(dataset: pydicom.FileDataset) -> np.ndarray:
         raise ImageError("the DICOM header names no transfer syntax", code="bad_header")
     if not syntax.is_encapsulated:
         _check_length(dataset)
-        return pixel_array(dataset)
+        return pixel_array(dataset, index=0)
     if syntax.is_private or not get_decoder(syntax).is_available:
         raise ImageError(f"no decoder is installed for '{syntax.name}'", code="codec")
     if syntax in _PILLOW_SYNTAXES:
         _check_frame(dataset)
+    elif syntax == uid.RLELossless:
+        _check_runs(dataset)
     try:
-        return pixel_array(dataset)
+        return pixel_array(dataset, index=0)
     except RuntimeError as error:
         if "does not support" in str(error):
             raise ImageError(f"the installed decoders cannot read this '{syntax.name}'", code="codec") from error
@@ -127,17 +201,44 @@ def _check_length(dataset: pydicom.FileDataset) -> None:
     found = f"the header promises {dataset.Columns} x {dataset.Rows} pixels in {expected:,} bytes, found {present:,}"
     if present < min(declared, expected):
         raise ImageError(found, code="incomplete")
-    if present < expected:
+    if not expected <= present < 2 * expected:  # pydicom would return the excess as further frames
         raise ImageError(found, code="bad_header")
+
+
+def _frame(dataset: pydicom.FileDataset) -> bytes:
+    if dataset.PixelData.count(b"\xfe\xff\0\xe0") > _MAX_FRAGMENTS:
+        raise ImageError(f"found a compressed picture in more than {_MAX_FRAGMENTS:,} fragments", code="damaged")
+    return get_frame(dataset.PixelData, 0, number_of_frames=1)
 
 
 def _check_frame(dataset: pydicom.FileDataset) -> None:
     # The compressed frame carries its own size, and the decoder believes that one.
-    coded = BytesIO(get_frame(dataset.PixelData, 0, number_of_frames=1))
-    with Image.open(coded, formats=("JPEG", "JPEG2000")) as frame:
+    coded = _frame(dataset)
+    check_scans(coded)
+    with Image.open(Rationed(coded, portion=250), formats=("JPEG", "JPEG2000")) as frame:
         if frame.size != (dataset.Columns, dataset.Rows):
             found = f"the header says {dataset.Columns} x {dataset.Rows} pixels, the compressed picture {frame.size}"
             raise ImageError(found, code="bad_header")
+
+
+def _check_runs(dataset: pydicom.FileDataset) -> None:
+    # Two bytes of RLE may stand for 128, and pydicom unpacks them all before it counts (PS3.5 Annex G).
+    coded = _frame(dataset)
+    count, *starts = struct.unpack_from("<16L", coded)
+    parts = [*starts[:count], len(coded)]
+    limit = 2 * dataset.Rows * dataset.Columns  # some writers pad
+    if parts != sorted(parts) or any(_unpacked(coded, *ends, limit) > limit for ends in itertools.pairwise(parts)):
+        raise ImageError("the compressed picture holds more than the header promises", code="bad_header")
+
+
+def _unpacked(coded: bytes, at: int, end: int, limit: int) -> int:
+    length = 0
+    while at < end and length <= limit:
+        head = coded[at]
+        step = 2 if head > 128 else head + 2 if head < 128 else 1
+        length += 257 - head if head > 128 else max(step - 1, 1)  # 128 stands for nothing, but there may be many
+        at += step
+    return length
 
 
 def _display(stored: np.ndarray, dataset: pydicom.FileDataset, notes: list[str]) -> np.ndarray:

@@ -44,3 +44,17 @@ class ReportError(PneumoError):
     """A report that could not be made whole: a failed notebook, an unresolved image."""
 
     exit_code = 5
+
+
+class ServiceError(PneumoError):
+    """A request that the diagnosis service cannot answer, or a service that cannot start.
+
+    Attributes:
+        code: short machine-readable name of the fault; `service.faults` gives it an HTTP status and a hint.
+    """
+
+    exit_code = 6
+
+    def __init__(self, message: str, *, code: str):
+        super().__init__(message)
+        self.code = code

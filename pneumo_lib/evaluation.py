@@ -4,9 +4,11 @@ Everything here draws its noise per film (`noise.corrupt_each`), so every method
 here is augmented or random otherwise.
 """
 
-from collections.abc import Callable, Iterator
+import copy
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,10 +16,13 @@ import torch
 from skimage.restoration import denoise_nl_means
 from torch import Tensor, nn
 
-from pneumo_lib import metrics, noise, runs
+from pneumo_lib import metrics, noise, novelty, processes, runs, runtime
+from pneumo_lib.errors import DataError
 from pneumo_lib.steps import Films
 
 Denoiser = Callable[[np.ndarray], np.ndarray]
+CHECK = "novelty.safetensors"
+CHECKED = 900  # training films that a check is fitted on at most
 
 
 @dataclass(frozen=True)
@@ -46,16 +51,70 @@ def classify(
     Returns:
         (N, C) float32, in the order of `films`.
     """
-    device = _device()
+    device = runtime.device()
     run, clean = _inference(model, device), _inference(denoiser, device) if denoiser else lambda x: x
-    logits = [run(clean(seen)).cpu() for _, seen in _batches(films, view, batch_size, device)]
+    logits = _in_batches(lambda seen: run(clean(seen.to(device))).cpu(), films, view, batch_size)
     return torch.cat(logits).numpy()
+
+
+def fit_check(
+    model: nn.Module, train: Films, val: Films, views: Sequence[View], *, denoiser: nn.Module | None = None
+) -> novelty.Check:
+    """What tells films of the classifier's kind from other pictures; see `novelty`.
+
+    Args:
+        views: how films may come: a film passes as it is under each of them.
+    """
+    n_classes, tap = int(max(train.labels.max(), val.labels.max())) + 1, novelty.Tap(copy.deepcopy(model))
+    parts = [_of_each_class(films, CHECKED // n_classes) for films in (train, val)]
+    looks, labels = [], []
+    for films in parts:  # each film under one view, in turn, so that more views do not take longer
+        shares = [_rows(films, np.arange(k, len(films), len(views))) for k in range(len(views))]
+        looks.append(novelty.Look.join([_look(tap, *pair, denoiser) for pair in zip(shares, views, strict=True)]))
+        labels.append(np.concatenate([share.labels for share in shares]))
+    return novelty.fit(looks[0], labels[0], looks[1], labels[1], n_classes)
+
+
+def store_check(folder: Path, check: novelty.Check) -> dict[str, str]:
+    """Keep a check beside its classifier; gives what the classifier's card says of it."""
+    runs.save_weights(folder / CHECK, check.tensors())
+    return {"sha256": runs.sha256(folder / CHECK)}
+
+
+def load_check(folder: Path, card: dict[str, Any]) -> novelty.Check | None:
+    """The check of a classifier, None where its card has none.
+
+    Raises:
+        DataError: it is missing, damaged or another one than the card's.
+    """
+    if not card.get("novelty"):
+        return None
+    path = folder / CHECK
+    if not path.exists() or runs.sha256(path) != card["novelty"]["sha256"]:
+        raise DataError(f"{path} is missing or not the file that its model.json describes. Make the model again.")
+    return novelty.Check.from_tensors(runs.read_weights(path))
+
+
+def _of_each_class(films: Films, most: int) -> Films:
+    return _rows(films, np.concatenate([np.flatnonzero(films.labels == k)[:most] for k in np.unique(films.labels)]))
+
+
+def _rows(films: Films, rows: np.ndarray) -> Films:
+    return Films(films.images[rows], films.labels[rows], [films.keys[row] for row in rows])
+
+
+@torch.no_grad()
+def _look(tap: novelty.Tap, films: Films, view: View, denoiser: nn.Module | None) -> novelty.Look:
+    device = runtime.device()
+    tap.to(device).eval()
+    clean = _inference(denoiser, device) if denoiser else lambda x: x
+    return novelty.Look.join(_in_batches(lambda seen: tap.look(clean(seen.to(device))), films, view, 64))
 
 
 @torch.no_grad()
 def restore(denoiser: nn.Module, noisy: np.ndarray, *, batch_size: int = 32) -> np.ndarray:
     """Denoise films: (N, H, W) float32 in [0, 1] -> the same shape and range."""
-    device = _device()
+    device = runtime.device()
     run = _inference(denoiser, device)
     parts = torch.from_numpy(noisy)[:, None].split(batch_size)
     return torch.cat([run(part.to(device))[:, 0].cpu() for part in parts]).clamp(0, 1).numpy()
@@ -63,7 +122,7 @@ def restore(denoiser: nn.Module, noisy: np.ndarray, *, batch_size: int = 32) -> 
 
 def corrupted(films: Films, view: View) -> np.ndarray:
     """The films as a network would see them: (N, H, W) float32 in [0, 1]."""
-    return torch.cat([seen for _, seen in _batches(films, view, 64, torch.device("cpu"))])[:, 0].numpy()
+    return torch.cat([_shown(films, rows, view) for rows in _cut(len(films), 64)])[:, 0].numpy()
 
 
 def denoising_quality(methods: dict[str, Denoiser], films: Films, view: View, *, batch_size: int = 64) -> pd.DataFrame:
@@ -76,8 +135,8 @@ def denoising_quality(methods: dict[str, Denoiser], films: Films, view: View, *,
         Long table: path, label, method, psnr (dB), ssim.
     """
     rows = []
-    for batch, seen in _batches(films, view, batch_size, torch.device("cpu")):
-        clean, noisy = films.images[batch].astype(np.float32) / 255, seen[:, 0].numpy()
+    for batch in _cut(len(films), batch_size):
+        clean, noisy = films.images[batch].astype(np.float32) / 255, _shown(films, batch, view)[:, 0].numpy()
         for name, method in methods.items():
             restored = method(noisy)
             scores = {"psnr": metrics.psnr(restored, clean), "ssim": metrics.ssim(restored, clean)}
@@ -149,7 +208,7 @@ def checkpoint_quality(folder: Path, films: Films, view: View) -> CheckpointQual
         folder: of a denoiser whose recipe keeps checkpoints.
     """
     model, rows, examples = runs.load_model(folder).model, [], {}
-    noisy, clean = corrupted(films, view), films.images.astype(np.float32) / 255
+    noisy, clean = corrupted(films, view), np.asarray(films.images, np.float32) / 255
     paths = {int(p.stem.removeprefix("epoch_")): p for p in (folder / "checkpoints").glob("epoch_*.safetensors")}
     for epoch, path in sorted(paths.items()):
         restored = restore(runs.load_weights(model, path), noisy)
@@ -164,16 +223,20 @@ def network_denoiser(model: nn.Module) -> Denoiser:
     return lambda noisy: restore(model, noisy)
 
 
-def _batches(films: Films, view: View, size: int, device: torch.device) -> Iterator[tuple[np.ndarray, Tensor]]:
-    for start in range(0, len(films), size):
-        batch = np.arange(start, min(start + size, len(films)))
-        clean = torch.from_numpy(films.images[batch])[:, None].float() / 255
-        keys = [films.keys[row] for row in batch]
-        yield batch, noise.corrupt_each(clean, keys, view.kind, view.strength, seed=view.seed).to(device)
+def _in_batches(look: Callable[[Tensor], Any], films: Films, view: View, size: int) -> list[Any]:
+    """What `look` makes of each batch of films as a network sees them; several processes share the batches out."""
+    return processes.share_out(lambda rows: look(_shown(films, rows, view)), _cut(len(films), size))
 
 
-def _device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def _cut(n: int, size: int) -> list[np.ndarray]:
+    """The rows of films, a batch at a time."""
+    return [np.arange(start, min(start + size, n)) for start in range(0, n, size)]
+
+
+def _shown(films: Films, rows: np.ndarray, view: View) -> Tensor:
+    """(B, 1, H, W) float32 in [0, 1]: films under their noise, whatever batch they come in."""
+    clean = torch.from_numpy(films.images[rows])[:, None].float() / 255
+    return noise.corrupt_each(clean, [films.keys[row] for row in rows], view.kind, view.strength, seed=view.seed)
 
 
 def _inference(model: nn.Module, device: torch.device) -> Callable[[Tensor], Tensor]:

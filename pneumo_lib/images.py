@@ -117,8 +117,7 @@ def resize(pixels: np.ndarray, size: int) -> np.ndarray:
     Returns:
         float32 (size, size) in [0, 1], a new array.
     """
-    image = Image.fromarray(np.ascontiguousarray(pixels, np.float32))
-    scaled = image.resize((size, size), Image.Resampling.BILINEAR)
+    scaled = Image.fromarray(np.ascontiguousarray(pixels, np.float32)).resize((size, size), Image.Resampling.BILINEAR)
     return np.clip(np.asarray(scaled), 0, 1)
 
 
@@ -166,11 +165,14 @@ def _film(data: bytes, max_pixels: int) -> Film:
     kind = _kind(data)
     try:
         return _dicom(data, max_pixels) if kind == "DICOM" else _picture(data, kind, max_pixels)
-    except (ImageError, MemoryError):
+    except ImageError:
         raise
+    except MemoryError as error:
+        raise ImageError(f"there is not enough memory to decode the {kind}", code="too_many_pixels") from error
     except Exception as error:  # decoders meet hostile bytes with whatever exception is nearest
         code = "damaged" if _has_end(data, kind) and "truncated" not in str(error) else "incomplete"
-        raise ImageError(f"the {kind} cannot be decoded ({type(error).__name__}: {error})", code=code) from error
+        said = type(error).__name__ if kind == "DICOM" else f"{type(error).__name__}: {error}"[:200]  # pydicom quotes
+        raise ImageError(f"the {kind} cannot be decoded ({said})", code=code) from error
 
 
 def _kind(data: bytes) -> str:
@@ -212,16 +214,16 @@ def _check_size(width: int, height: int, max_pixels: int) -> None:
 
 def _picture(data: bytes, kind: str, max_pixels: int) -> Film:
     # Image.open would also try other decoders, and only warn of sizes that the check below refuses.
-    with _OPENERS[kind](BytesIO(data)) as image:
+    with _OPENERS[kind](dicom.Rationed(data, portion=250)) as image:
         _check_size(*image.size, max_pixels)
-        frames = getattr(image, "n_frames", 1)
-        if frames > 1:
+        if kind == "JPEG":
+            dicom.check_scans(data)
+        if (frames := getattr(image, "n_frames", 1)) > 1:
             raise ImageError(f"found an animated {kind} of {frames} frames", code="several_frames")
         image.load()
         notes: list[str] = []
         bits = data[24] if kind == "PNG" else 8  # IHDR: 8 signature, 8 chunk head, 8 width and height, then the depth
-        pixels = _grey(_upright(image, notes), notes, bits)
-    return Film(pixels, kind, bits, tuple(notes))
+        return Film(_grey(_upright(image, notes), notes, bits), kind, bits, tuple(notes))
 
 
 def _upright(image: Image.Image, notes: list[str]) -> Image.Image:

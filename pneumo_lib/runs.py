@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from pneumo_lib import __version__, models, runtime
+from pneumo_lib import __version__, models, processes, runtime
 from pneumo_lib.config import Config, from_dict, make
 from pneumo_lib.errors import DataError, TrainingError, UsageError
 
@@ -110,7 +110,7 @@ def open_run(path: str | Path, config: Config) -> Run:
     """
     path = runtime.locate(path or Path("runs", run_name(config)))
     record = path / "config.json"
-    if record.exists():
+    if processes.by_first(record.exists):
         found = load_run(path).config
         if changes := _differences(found.to_dict(), config.to_dict()):
             raise TrainingError(
@@ -118,7 +118,6 @@ def open_run(path: str | Path, config: Config) -> Run:
                 "Choose another run folder, or delete this one."
             )
     else:
-        path.mkdir(parents=True, exist_ok=True)
         write_text(record, json.dumps(config.to_dict(), indent=1) + "\n")
     return Run(path, config)
 
@@ -161,7 +160,6 @@ def save_model(folder: Path, model: nn.Module, card: dict[str, Any]) -> None:
         card: must hold "architecture" and "arguments"; "classes", "preprocessing", "metrics" and the like travel with
             it. The hash of the weights and the library's version are added.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     save_weights(folder / "model.safetensors", model.state_dict())
     write_card(folder, {**card, "sha256": sha256(folder / "model.safetensors")})
 
@@ -208,10 +206,14 @@ def load_model(folder: str | Path, *, architecture: str = "", classes: tuple[str
 
 
 def save_weights(path: Path, state: dict[str, Tensor]) -> None:
-    """Store tensors as safetensors, in the precision they have, atomically."""
+    """Store tensors as safetensors, in the precision they have, atomically. Of several processes the first does."""
     plain = {name: value.detach().cpu().contiguous() for name, value in state.items()}
-    with replacing(path) as temporary:
-        save_file(plain, temporary)
+
+    def write() -> None:
+        with replacing(path) as temporary:
+            save_file(plain, temporary)
+
+    processes.by_first(write)
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -238,9 +240,13 @@ def sha256(path: Path) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file so that it is either whole or not there."""
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    """Write a text file so that it is either whole or not there. Of several processes the first does."""
+
+    def write() -> None:
+        with replacing(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+
+    processes.by_first(write)
 
 
 @contextlib.contextmanager

@@ -14,7 +14,18 @@ import numpy as np
 import pandas as pd
 from torch import nn
 
-from pneumo_lib import calibration, evaluation, models, pipeline, runs, runtime, steps, training, training_machinery
+from pneumo_lib import (
+    calibration,
+    evaluation,
+    models,
+    pipeline,
+    processes,
+    runs,
+    runtime,
+    steps,
+    training,
+    training_machinery,
+)
 from pneumo_lib.answers import PREDICTIONS, Finished, decided, read, read_card
 from pneumo_lib.config import Config
 from pneumo_lib.data import CARDS, ImageSet
@@ -128,6 +139,8 @@ def learn(trial: Trial, *, keep: bool = True) -> runs.SavedModel:
         (trial.folder / PREDICTIONS).unlink(missing_ok=True)  # answers of another network, whose weights were forgotten
     saved = runs.SavedModel(fitted.model, _card(trial, task, fitted) | {"decision": decision})
     if keep:
+        check = evaluation.fit_check(fitted.model, task.train, task.val, [trial.view], denoiser=trial.denoiser)
+        saved.card["novelty"] = evaluation.store_check(trial.folder, check)
         runs.save_model(trial.folder, saved.model, saved.card)
     else:
         runs.write_card(trial.folder, saved.card)
@@ -187,11 +200,14 @@ def answer(trial: Trial, *, keep: bool = True) -> Finished:
     Args:
         keep: leave its weights in the folder; otherwise its predictions, history and card stay.
     """
-    if (trial.folder / PREDICTIONS).exists() and read_card(trial.folder).get("trial") == _identity(trial):
+    identity = _identity(trial)
+    if processes.by_first(
+        lambda: (trial.folder / PREDICTIONS).exists() and read_card(trial.folder).get("trial") == identity
+    ):
         return read(trial.folder)
     done = test(trial.folder, trial.images, learn(trial, keep=keep), denoiser=trial.denoiser)
     if not keep:
-        forget(trial.folder)
+        processes.by_first(lambda: forget(trial.folder))
     return done
 
 
@@ -208,7 +224,8 @@ def test(folder: Path, images: ImageSet, saved: runs.SavedModel, *, denoiser: nn
 
 def forget(folder: Path) -> None:
     """Delete the weights of a trial whose predictions are stored."""
-    (folder / "model.safetensors").unlink(missing_ok=True)
+    for name in ("model.safetensors", evaluation.CHECK):
+        (folder / name).unlink(missing_ok=True)
     for state in [*folder.rglob("state_*")]:
         shutil.rmtree(state)
 
@@ -245,7 +262,10 @@ def _card(trial: Trial, task: training.Task, fitted: training.Fitted) -> dict[st
         "fold": asdict(trial.fold) if trial.fold else None,
         "starting_weights": trial.weights,
         "recipe": task.recipe.text(),
-        "preprocessing": {"image_size": trial.system.image_size, "denoiser": None},
+        "preprocessing": {
+            "image_size": trial.system.image_size,
+            "denoiser": "not stored" if trial.denoiser is not None else None,
+        },
         "noise": {"kind": trial.noise_kind, "strength": trial.sigma, "share": 0.0},
         "parameters": models.count_parameters(fitted.model),
         "train_images": len(task.train),

@@ -10,6 +10,7 @@ from PIL import Image
 
 from pneumo_lib import config, data, pipeline, runs
 
+pytest_plugins = ["service_app"]
 SIZES = {"train": 90, "test": 24, "noisy_test": 9}
 
 

@@ -105,7 +105,7 @@ def test_seeds_and_levels_are_trainings_of_their_own(folder, table):
 
 
 def test_a_second_call_trains_nothing(settings, folder, table, monkeypatch):
-    monkeypatch.setattr(training._Loop, "run_epoch", lambda self: pytest.fail("trained again"))
+    monkeypatch.setattr(training.Loop, "run_epoch", lambda self: pytest.fail("trained again"))
     started = time.perf_counter()
     again = ablation.run_grid(TRAIN, VAL, settings, folder)
     pd.testing.assert_frame_equal(again, table)  # the seconds too: they are those of the training
@@ -113,9 +113,9 @@ def test_a_second_call_trains_nothing(settings, folder, table, monkeypatch):
 
 
 def test_an_interrupted_grid_goes_on_to_the_same_table(settings, table, tmp_path, monkeypatch):
-    trained, whole = 0, training._Loop.run_epoch
+    trained, whole = 0, training.Loop.run_epoch
 
-    def run_epoch(loop: training._Loop) -> None:
+    def run_epoch(loop: training.Loop) -> None:
         nonlocal trained
         if trained == 11:  # in the second level's cell, between two epochs of one network
             raise KeyboardInterrupt
@@ -123,11 +123,11 @@ def test_an_interrupted_grid_goes_on_to_the_same_table(settings, table, tmp_path
         whole(loop)
 
     with monkeypatch.context() as patched:
-        patched.setattr(training._Loop, "run_epoch", run_epoch)
+        patched.setattr(training.Loop, "run_epoch", run_epoch)
         with pytest.raises(KeyboardInterrupt):
             ablation.run_grid(TRAIN, VAL, settings, tmp_path)
     more = []
-    monkeypatch.setattr(training._Loop, "run_epoch", lambda loop: more.append(1) or whole(loop))
+    monkeypatch.setattr(training.Loop, "run_epoch", lambda loop: more.append(1) or whole(loop))
     resumed = ablation.run_grid(TRAIN, VAL, settings, tmp_path)
     pd.testing.assert_frame_equal(resumed.drop(columns="seconds"), table.drop(columns="seconds"))
     networks = len(SEEDS) * (1 + 3 * len(LEVELS))

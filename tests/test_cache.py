@@ -16,6 +16,7 @@ from PIL import Image
 
 from pneumo_lib import images
 from pneumo_lib.data import ImageSet, load, open_folder, scan
+from pneumo_lib.data.picked import Picked
 from pneumo_lib.errors import DataError, UsageError
 
 CLASSES = ("COVID19", "NORMAL", "PNEUMONIA")
@@ -247,7 +248,13 @@ def test_subset_keeps_rows_and_images_together(films):
     test = found.subset("test")
     assert len(test) == 30 and set(test.table["split"]) == {"test"} and np.shares_memory(test.images, found.images)
     mixed = ImageSet(found.images, found.table.assign(split=["val", "train"] * 30), CLASSES)
-    assert np.array_equal(mixed.subset("val").images, found.images[::2])
+    part = mixed.subset("val").images
+    assert isinstance(part, Picked) and part.source is found.images, "no copy in memory"
+    assert np.array_equal(part, found.images[::2]) and np.array_equal(part[[3, 1]], found.images[[6, 2]])
+    assert (part.shape, part.dtype, part.nbytes, len(part)) == ((30, 16, 16), np.uint8, 30 * 256, 30)
+    assert np.asarray(part, np.float32).dtype == np.float32
+    with pytest.raises(ValueError, match="without a copy"):
+        np.array(part, copy=False)
     assert mixed.subset("val").table["path"].tolist() == found.table["path"][::2].tolist()
     with pytest.raises(DataError, match=r"no split 'valid'.*'train', 'val'"):
         mixed.subset("valid")

@@ -1,6 +1,7 @@
 """From one file to one answer: the same every time, one by one, and the one that the evaluation gave."""
 
 import json
+import os
 import shutil
 from dataclasses import replace
 from types import GeneratorType
@@ -12,13 +13,25 @@ from PIL import Image
 
 from pneumo_lib import calibration, evaluation, images, models, pipeline, runs
 from pneumo_lib.data import CLASSES
-from pneumo_lib.diagnosis import Diagnoser, Diagnosis, list_films
-from pneumo_lib.errors import DataError
+from pneumo_lib.decision import Diagnosis
+from pneumo_lib.diagnosis import TOGETHER, Diagnoser, list_films, list_models
+from pneumo_lib.engine import Engine
+from pneumo_lib.errors import DataError, UsageError
 
 
 @pytest.fixture(scope="module")
 def diagnoser(tiny_run) -> Diagnoser:
-    return Diagnoser.load(tiny_run.path)
+    """Never refuses, for the films of the tiny run are too few to learn what a film looks like."""
+    return lenient(Diagnoser.load(tiny_run.path))
+
+
+@torch.no_grad()
+def logits(diagnoser: Diagnoser, pixels: np.ndarray) -> np.ndarray:
+    return diagnoser.classifier(diagnoser.denoise(diagnoser.prepare(pixels)))[0].numpy()
+
+
+def lenient(diagnoser: Diagnoser) -> Diagnoser:
+    return replace(diagnoser, check=replace(diagnoser.check, scales=diagnoser.check.scales * 100))
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +52,7 @@ def run(tiny_run, tmp_path) -> runs.Run:
 def test_the_same_file_gets_the_same_answer(diagnoser, tiny_run, paths):
     once = [diagnoser.diagnose(path) for path in paths]
     assert [diagnoser.diagnose(path) for path in paths] == once
-    assert [Diagnoser.load(tiny_run.path).diagnose(path) for path in paths] == once, "loaded anew too"
+    assert [lenient(Diagnoser.load(tiny_run.path)).diagnose(path) for path in paths] == once, "loaded anew too"
     assert len({answer.label for answer in once}) >= 3, "a network that gives one answer would make this test blind"
 
 
@@ -61,7 +74,7 @@ def test_the_name_of_a_file_changes_nothing(diagnoser, paths, tmp_path):
 def test_probabilities_sum_to_one_and_carry_the_label(diagnoser, paths):
     for answer in diagnoser.diagnose_all(paths):
         assert list(answer.probabilities) == list(CLASSES)
-        assert sum(answer.probabilities.values()) == pytest.approx(1, abs=1e-9)
+        assert sum(answer.probabilities.values()) == pytest.approx(1, abs=2e-3), "but for rounding"
         assert answer.confidence == max(answer.probabilities.values())
         assert answer.label.startswith(max(answer.probabilities, key=answer.probabilities.get))
         assert (answer.error, answer.message) == ("", "")
@@ -70,8 +83,8 @@ def test_probabilities_sum_to_one_and_carry_the_label(diagnoser, paths):
 def test_below_the_threshold_a_film_stays_undecided(diagnoser, paths):
     confidence = sorted(diagnoser.diagnose(path).confidence for path in paths)
     between = replace(diagnoser, threshold=(confidence[11] + confidence[12]) / 2)
-    answers = list(between.diagnose_all(paths))
-    assert [answer.status for answer in answers].count("undecided") == 12
+    answers, below = list(between.diagnose_all(paths)), sum(c < between.threshold for c in confidence)
+    assert [answer.status for answer in answers].count("undecided") == below and 6 <= below <= 18
     for answer in answers:
         assert (answer.status == "ok") == (answer.confidence >= between.threshold) == (answer.label in CLASSES)
         if answer.status == "undecided":
@@ -87,9 +100,9 @@ def test_a_confidence_at_the_threshold_decides(diagnoser, paths):
 def test_the_stored_threshold_and_temperature_are_used(diagnoser, tiny_run, tiny_images, paths):
     decision = tiny_run.load_model("classifier", "cnn2_on_unet_denoiser").card["decision"]
     assert (diagnoser.threshold, diagnoser.temperature) == (decision["threshold"], decision["temperature"])
-    logits = diagnoser.logits(images.read(paths[0]))
-    expected = calibration.softmax(logits[None], decision["temperature"])[0]
-    assert list(diagnoser.diagnose(paths[0]).probabilities.values()) == expected.tolist()
+    scores = logits(diagnoser, images.read(paths[0]))
+    expected = calibration.softmax(scores[None], decision["temperature"])[0]
+    assert list(diagnoser.diagnose(paths[0]).probabilities.values()) == expected.round(3).tolist()
 
 
 # ---- the same as data set and evaluation ----------------------------------------------------------------------------
@@ -109,22 +122,22 @@ def test_a_film_gets_the_answer_that_the_evaluation_gave(diagnoser, tiny_run, ti
     table = pipeline.predict(tiny_run, tiny_images, "unet_denoiser", clean)
     expected = pipeline.arrays(table, CLASSES, diagnoser.temperature)[1]
     found = np.array([list(diagnoser.diagnose(path).probabilities.values()) for path in paths])
-    assert found == pytest.approx(expected, abs=1e-5)
+    assert found == pytest.approx(expected, abs=6e-4)
     assert [CLASSES[k] for k in found.argmax(axis=1)] == table["predicted"].tolist()
 
 
 def test_the_denoiser_is_part_of_the_path(diagnoser, paths):
     pixels = images.read(paths[0])
-    assert not np.allclose(replace(diagnoser, denoiser=None).logits(pixels), diagnoser.logits(pixels), atol=1e-3)
+    assert not np.allclose(logits(replace(diagnoser, denoiser=None), pixels), logits(diagnoser, pixels), atol=1e-3)
 
 
 def test_explain_shows_where_on_the_film_it_looked(diagnoser, paths):
     pixels = images.read(paths[0])
-    before = diagnoser.logits(pixels)
+    before = logits(diagnoser, pixels)
     shown = diagnoser.explain(pixels, 1)
     assert shown.maps.shape == (1, 16, 16), "raw, as the last convolution has it: 16 x 16 of a film of 32 x 32"
     assert shown.maps.isfinite().all() and shown.maps.min() >= 0
-    assert np.array_equal(diagnoser.logits(pixels), before), "looking changes nothing"
+    assert np.array_equal(logits(diagnoser, pixels), before), "looking changes nothing"
     other = diagnoser.explain(pixels, 0).maps
     assert not torch.equal(other, shown.maps), "each class has a map of its own"
 
@@ -137,9 +150,9 @@ def test_two_percent_of_brightness_keep_most_decisions(diagnoser, paths, factor)
     kept = []
     for path in paths:
         pixels = images.read(path)
-        logits = [diagnoser.logits(film) for film in (pixels, np.clip(factor * pixels, 0, 1).astype(np.float32))]
-        assert not np.array_equal(*logits), "the change reaches the network"
-        kept.append(logits[0].argmax() == logits[1].argmax())
+        scores = [logits(diagnoser, film) for film in (pixels, np.clip(factor * pixels, 0, 1).astype(np.float32))]
+        assert not np.array_equal(*scores), "the change reaches the network"
+        kept.append(scores[0].argmax() == scores[1].argmax())
     assert np.mean(kept) >= 0.9
 
 
@@ -178,7 +191,7 @@ def test_what_was_done_to_a_file_is_told(diagnoser, paths, tmp_path):
     assert diagnoser.diagnose(tmp_path / "turned.jpg").notes != ()
 
 
-def test_answers_come_one_by_one(diagnoser, paths):
+def test_many_files_need_no_more_memory_than_some(diagnoser, paths):
     asked = []
 
     def sources():
@@ -188,9 +201,21 @@ def test_answers_come_one_by_one(diagnoser, paths):
 
     answers = diagnoser.diagnose_all(sources())
     assert isinstance(answers, GeneratorType) and asked == []
-    assert next(answers).status != "error" and len(asked) == 1
-    next(answers)
-    assert len(asked) == 2, "a thousand films need no more memory than one"
+    for taken in range(1, 101):
+        assert next(answers).status != "error"
+        assert len(asked) <= taken + TOGETHER * 2 * (os.cpu_count() or 1), "some are read ahead, and no more"
+    answers.close()
+
+
+@pytest.mark.parametrize("count", [0, 1, TOGETHER - 1, TOGETHER, TOGETHER + 1, 3 * TOGETHER])
+def test_answers_keep_the_order_of_the_files_whatever_their_number(diagnoser, paths, tmp_path, count):
+    bad = [tmp_path / f"gone{k}.png" for k in range(count)]
+    sources = [bad[k] if k % 7 == 3 else paths[k % len(paths)] for k in range(count)]
+    answers = list(diagnoser.diagnose_all(sources))
+    assert [answer.file for answer in answers] == [str(source) for source in sources]
+    assert [answer.status == "error" for answer in answers] == [k % 7 == 3 for k in range(count)]
+    for answer in answers[-3:]:
+        assert answer == diagnoser.diagnose(answer.file)
 
 
 # ---- rows and JSON --------------------------------------------------------------------------------------------------
@@ -308,3 +333,113 @@ def test_evaluation_and_diagnosis_agree_on_what_a_clean_view_is(tiny_run, tiny_i
     films = pipeline.films(tiny_images, "test")
     seen = evaluation.corrupted(films, evaluation.View("gaussian", 0.0, tiny_run.config.seed))
     assert np.array_equal(seen, films.images.astype(np.float32) / 255), "strength 0 shows the film as it is"
+
+
+# ---- films side by side, and pictures that are none -----------------------------------------------------------------
+
+
+def test_films_that_go_through_the_networks_together_get_the_answers_of_each_alone(tiny_run, paths):
+    diagnoser = Diagnoser.load(tiny_run.path)
+    films = np.stack([diagnoser.shrink(images.read(path)) for path in paths])
+    alone = [diagnoser.answer(film[None])[0] for film in films]
+    for size in (2, 3, 8, len(films)):
+        together = [a for k in range(0, len(films), size) for a in diagnoser.answer(films[k : k + size])]
+        assert together == alone, "to the last digit"
+
+
+def test_numbers_close_to_where_rounding_turns_are_computed_again_alone(tiny_run, paths, monkeypatch):
+    diagnoser = Diagnoser.load(tiny_run.path)
+    films = np.stack([diagnoser.shrink(images.read(path)) for path in paths[:6]])
+    sizes, once = [], Diagnoser._answer
+
+    def counted(self, batch, handling, *run):
+        sizes.append(len(batch))
+        return once(self, batch, handling, *run)
+
+    monkeypatch.setattr(Diagnoser, "_answer", counted)
+    monkeypatch.setattr("pneumo_lib.diagnosis.DOUBT", 1.0)
+    diagnoser.answer(films)
+    assert sizes == [6] + [1] * 6
+    monkeypatch.setattr("pneumo_lib.diagnosis.DOUBT", 0.0)
+    monkeypatch.setattr("pneumo_lib.diagnosis.SCORE_DOUBT", 0.0)
+    sizes.clear()
+    diagnoser.answer(films)
+    assert sizes == [6]
+
+
+def test_compiled_networks_give_the_same_answers(tiny_run, paths, monkeypatch):
+    diagnoser, compiled = Diagnoser.load(tiny_run.path), Diagnoser.load(tiny_run.path)
+    films = np.stack([diagnoser.shrink(images.read(path)) for path in paths])
+    expected = diagnoser.answer(films)
+    compiled.compile()
+    plain, asked = Engine.plain, []
+    monkeypatch.setattr(Engine, "plain", lambda self, batch: asked.append(len(batch)) or plain(self, batch))
+    assert compiled.answer(films) == expected, "to the last digit"
+    assert set(asked) <= {1}, "PyTorch was asked for single films only"
+    monkeypatch.setattr("pneumo_lib.diagnosis.DOUBT", 1.0)
+    compiled.answer(films[:3])
+    assert asked[-3:] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("level", [0.0, 0.5, 1.0])
+def test_a_blank_picture_is_refused_and_given_no_class(tiny_run, tmp_path, level):
+    Image.new("L", (300, 300), round(255 * level)).save(tmp_path / "blank.png")
+    answer = Diagnoser.load(tiny_run.path).diagnose(tmp_path / "blank.png")
+    assert (answer.status, answer.label, answer.probabilities, answer.confidence) == ("refused", "", None, 0.0)
+    assert answer.likeness > 1
+
+
+def test_a_classifier_without_a_check_answers_unchecked(run, paths):
+    folder = run.path / "classifier" / "cnn2_on_unet_denoiser"
+    record = json.loads((folder / "model.json").read_text())
+    del record["novelty"]
+    (folder / "model.json").write_text(json.dumps(record))
+    answer = Diagnoser.load(run.path).diagnose(paths[0])
+    assert answer.status == "unchecked" and answer.label and answer.likeness is None
+
+
+def test_noise_handling_can_be_chosen_and_leaves_the_check_as_it_is(tiny_run, paths):
+    diagnoser = Diagnoser.load(tiny_run.path)
+    films = np.stack([diagnoser.shrink(images.read(path)) for path in paths])
+    own, plain = diagnoser.answer(films), diagnoser.answer(films, "none")
+    assert diagnoser.answer(films, "denoise") == own
+    assert any(one.probabilities != other.probabilities for one, other in zip(own, plain, strict=True))
+    assert [one.likeness for one in plain] == [one.likeness for one in own]
+    with pytest.raises(UsageError, match="'blur' is not possible"):
+        diagnoser.answer(films, "blur")
+
+
+# ---- every model of a run -------------------------------------------------------------------------------------------
+
+
+def test_every_classifier_of_a_run_is_listed_and_can_be_loaded(tiny_run, run, paths):
+    pair = ["classifier/cnn2_on_autoencoder", "classifier/cnn2_on_unet_denoiser"]
+    assert list_models(tiny_run.path) == pair
+    system = run.path / "systems" / "chest_xray_covid" / "cnn3"
+    network = models.build("cnn3", image_size=64, n_classes=2)
+    steps, decision = {"image_size": 64, "denoiser": None}, {"temperature": 1.0, "threshold": 0.5, "cut": None}
+    card = {"architecture": "cnn3", "arguments": {"image_size": 64, "n_classes": 2}, "classes": ["NORMAL", "PNEUMONIA"]}
+    runs.save_model(system, network, card | {"preprocessing": steps, "decision": decision})
+    assert list_models(run.path) == [*pair, "systems/chest_xray_covid/cnn3"]
+    loaded = Diagnoser.load(run.path, "systems/chest_xray_covid/cnn3")
+    assert (loaded.classes, loaded.image_size, loaded.handling) == (("NORMAL", "PNEUMONIA"), 64, "none")
+    assert loaded.denoiser is not None, "the run's own, for those who ask for it"
+    assert loaded.diagnose(paths[0]).status == "unchecked"
+    assert Diagnoser.load(run.path).card["preprocessing"]["denoiser"] == "unet_denoiser", "the default stays the pair"
+    with pytest.raises(
+        UsageError, match="it has classifier/cnn2_on_autoencoder, classifier/cnn2_on_unet_denoiser, sys"
+    ):
+        Diagnoser.load(run.path, "cnn9")
+
+
+def test_a_folder_of_systems_alone_gives_the_only_one_or_asks_which(run, tmp_path):
+    for name in ("cnn3", "cnn4"):
+        shutil.copytree(run.path / "classifier" / "cnn2_on_unet_denoiser", tmp_path / "systems" / "x" / name)
+        card = tmp_path / "systems" / "x" / name / "model.json"
+        record = json.loads(card.read_text())
+        record["preprocessing"] = {"image_size": 32, "denoiser": None}
+        card.write_text(json.dumps(record))
+        if name == "cnn3":
+            assert Diagnoser.load(tmp_path).denoiser is None
+    with pytest.raises(UsageError, match="several models; choose one of systems/x/cnn3, systems/x/cnn4 with --model"):
+        Diagnoser.load(tmp_path)

@@ -2,6 +2,8 @@
 
 import io
 import random
+import struct
+import time
 import warnings
 
 import numpy as np
@@ -9,7 +11,7 @@ import pytest
 from PIL import Image
 from pydicom import uid
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.encaps import encapsulate
+from pydicom.encaps import encapsulate, get_frame
 from pydicom.pixels import apply_windowing
 from pydicom.pixels.processing import convert_color_space
 
@@ -181,15 +183,83 @@ def test_compressed_films(kind, syntax):
     np.testing.assert_allclose(film.pixels, unit(picture), atol=0.03)
 
 
+def test_run_length_encoded_film():
+    film = dataset()
+    film.file_meta = FileMetaDataset()
+    film.file_meta.TransferSyntaxUID = uid.ExplicitVRLittleEndian
+    film.compress(uid.RLELossless)
+    np.testing.assert_allclose(images.read(encode(film, uid.RLELossless)), unit(RAMP), atol=1e-6)
+
+
+def runs(*parts: bytes) -> Dataset:
+    """A film of 64 x 64 bytes in run-length encoding, one part after the other."""
+    starts = [64 + sum(len(part) for part in parts[:index]) for index in range(len(parts))]
+    head = struct.pack("<16L", len(parts), *starts, *[0] * (15 - len(parts)))
+    return dataset(np.zeros((64, 64), np.uint8), bits=8, PixelData=encapsulate([head + b"".join(parts)]))
+
+
+def jpeg_frame(*, scans: int = 0, comments: int = 0) -> Dataset:
+    stream = io.BytesIO()
+    Image.fromarray((RAMP // 16).astype(np.uint8)).save(stream, "JPEG", progressive=True)
+    data = stream.getvalue()
+    data = data[:2] + b"\xff\xfe\0\2" * comments + data[2:-2] + data[data.rindex(b"\xff\xda") : -2] * scans + data[-2:]
+    return dataset((RAMP // 16).astype(np.uint8), bits=8, PixelData=encapsulate([data]))
+
+
+def fragments(count: int) -> Dataset:
+    film = jpeg_frame()
+    film.PixelData = film.PixelData + b"\xfe\xff\0\xe0\0\0\0\0" * count
+    return film
+
+
+@pytest.mark.parametrize(
+    ("film", "syntax", "code"),
+    [
+        (runs(b"\x81\0" * 32), uid.RLELossless, None),
+        (runs(b"\x80\x81\0" * 32), uid.RLELossless, None),
+        (runs(b"\x81\0" * 100_000), uid.RLELossless, "bad_header"),  # 16 MB became 1 GB
+        (runs(b"\x80" * 100_000), uid.RLELossless, "bad_header"),
+        (runs(b"", b"\x81\0" * 32), uid.RLELossless, "damaged"),
+        (jpeg_frame(scans=20), uid.JPEGBaseline8Bit, None),
+        (jpeg_frame(scans=40), uid.JPEGBaseline8Bit, "damaged"),
+        (jpeg_frame(comments=20_000), uid.JPEGBaseline8Bit, "damaged"),
+        (fragments(900), uid.JPEGBaseline8Bit, None),
+        (fragments(11_000), uid.JPEGBaseline8Bit, "damaged"),
+    ],
+)
+def test_compressed_frames_that_only_make_work(film, syntax, code):
+    if code:
+        assert code_of(encode(film, syntax)) == code
+    else:
+        assert images.read(encode(film, syntax)).shape == (film.Rows, film.Columns)
+
+
+def test_overlapping_runs_are_a_lie():
+    film = runs(b"\x81\0" * 32, b"")
+    film.PixelData = film.PixelData.replace(struct.pack("<3L", 2, 64, 128), struct.pack("<3L", 2, 128, 64))
+    assert code_of(encode(film, uid.RLELossless)) == "bad_header"
+
+
+@pytest.mark.parametrize("offsets", [True, False])
+def test_the_first_of_compressed_frames_that_the_header_does_not_count(offsets):
+    film = jpeg_frame()
+    frame = get_frame(film.PixelData, 0, number_of_frames=1)
+    film.PixelData = encapsulate([frame, frame], has_bot=offsets)
+    assert images.read(encode(film, uid.JPEGBaseline8Bit)).shape == RAMP.shape
+
+
 def test_compressed_frame_of_another_size_is_a_lie():
     film = coded("JPEG", np.zeros((300, 300), np.uint8), Rows=30, Columns=30)
     assert code_of(encode(film, uid.JPEGBaseline8Bit)) == "bad_header"
 
 
-def test_missing_codec_names_the_extra():
+@pytest.mark.parametrize(
+    ("syntax", "name"), [(uid.JPEGLSLossless, "JPEG-LS"), (uid.JPEGLossless, "JPEG Lossless, Non-Hier")]
+)
+def test_missing_codec_names_the_extra(syntax, name):
     film = dataset(PixelData=encapsulate([b"\xff\xd8\xff\xf7" + bytes(60)]))
-    with pytest.raises(ImageError, match=r"JPEG-LS.*pip install -e '\.\[dicom-codecs\]'") as caught:
-        images.read(encode(film, uid.JPEGLSLossless))
+    with pytest.raises(ImageError, match=rf"{name}.*pip install -e '\.\[dicom-codecs\]'") as caught:
+        images.read(encode(film, syntax))
     assert caught.value.code == "codec"
 
 
@@ -218,6 +288,7 @@ def without(*tags: str) -> Dataset:
         (without("BitsStored"), "bad_header"),
         (dataset(Rows=0), "bad_header"),
         (dataset(Rows=6000, Columns=6000), "bad_header"),
+        (dataset(Rows=24), "bad_header"),
         (dataset(Rows=60000, Columns=60000), "too_many_pixels"),
         (dataset(Rows=8), "too_small"),
         (dataset(Rows=16, Columns=96), "odd_shape"),
@@ -250,6 +321,50 @@ def test_half_a_file_is_incomplete():
 
 def test_never_forced():
     assert code_of(encode(dataset())[132:]) == "not_an_image"
+    assert code_of(bytes(128) + b"DICM" + random.Random(0).randbytes(5000)) in ("no_pixels", "damaged", "bad_header")
+
+
+def element(tag: int, value: bytes, kind: bytes = b"UN\0\0") -> bytes:
+    length = struct.pack("<L" if len(kind) == 4 else "<H", len(value))
+    return struct.pack("<HH", tag >> 16, tag & 0xFFFF) + kind + length + value
+
+
+def nested(count: int, inside: bytes = b"") -> bytes:
+    """A sequence of unknown length with many items, among what a film has no use for."""
+    item = b"\xfe\xff\0\xe0" + struct.pack("<L", len(inside)) + inside
+    return b"\x08\0\x40\x11SQ\0\0\xff\xff\xff\xff" + item * count + b"\xfe\xff\xdd\xe0\0\0\0\0"
+
+
+def with_element(extra: bytes, before: int = 0x00280002, **tags) -> bytes:
+    data = encode(dataset(**tags))
+    at = data.index(struct.pack("<HH", before >> 16, before & 0xFFFF))
+    return data[:at] + extra + data[at:]
+
+
+ITEMS = b"\xfe\xff\0\xe0\0\0\0\0" * 20_000
+ENCODINGS = "\\".join(f"NONE {number}" for number in range(40)).encode()
+HEADERS = {
+    "elements": with_element(element(0x00080001, b"", b"LO") * 20_000),
+    "items": with_element(nested(20_000)),  # 16 MB of each took more than a minute
+    "encodings": with_element(element(0x00080005, b"A\\" * 10_000)),
+    "encodings in items": with_element(nested(2_000, element(0x00080005, ENCODINGS, b"CS"))),
+    "windows": with_element(element(0x00281050, b"1\\" * 10_000)),
+    "items of a table": with_element(element(0x00283010, ITEMS, b"SQ\0\0"), before=0x7FE00010),
+    "a table in itself": with_element(b"\x28\0\x10\x30SQ\0\0\xff\xff\xff\xff\xfe\xff\0\xe0\xff\xff\xff\xff" * 9999),
+}
+
+
+@pytest.mark.parametrize("kind", HEADERS)
+@pytest.mark.filterwarnings("ignore:Unknown encoding")
+def test_headers_that_only_make_work(kind):
+    started = time.process_time()
+    assert code_of(HEADERS[kind]) in ("damaged", "bad_header")
+    assert time.process_time() - started < 2
+
+
+def test_long_private_elements_and_many_honest_ones_are_no_fault():
+    extra = element(0x00091001, bytes(range(256)) * 400) + element(0x00091002, b"text", b"LO") * 2_000
+    np.testing.assert_array_equal(images.read(with_element(extra + nested(300))), read())
 
 
 def test_facts_identify_nobody():
@@ -258,18 +373,47 @@ def test_facts_identify_nobody():
     assert "text burned into the picture may name the patient" in film.notes
 
 
-def test_free_text_in_a_code_field_is_dropped():
+def careless(**tags) -> bytes:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # pydicom dislikes the value as much as we do
-        data = encode(dataset(Modality="DX", BodyPartExamined="Secret Person"))
+        warnings.simplefilter("ignore")  # pydicom dislikes the values as much as we do
+        return encode(dataset(**tags))
+
+
+def test_free_text_in_a_code_field_is_dropped_and_repeated_nowhere(recwarn, caplog):
+    data = careless(Modality="DX", BodyPartExamined="Secret Person", ViewPosition="")
+    caplog.clear()
     assert images.open_film(data).facts == {"Modality": "DX"}
+    assert not recwarn.list and not caplog.records
 
 
-def test_errors_do_not_name_the_patient():
-    for film in (dataset(Rows=0), dataset(NumberOfFrames=3), without("PixelData")):
-        with pytest.raises(ImageError) as caught:
-            images.read(encode(film))
-        assert "Secret" not in str(caught.value) and "4711" not in str(caught.value)
+@pytest.mark.parametrize(
+    ("data", "code"),
+    [
+        (encode(dataset(Rows=0)), "bad_header"),
+        (encode(dataset(NumberOfFrames=3)), "several_frames"),
+        (encode(without("PixelData")), "no_pixels"),
+        (careless(WindowWidth=1, WindowCenter="5").replace(b"DS\x02\x005 ", b"LO\x02\x00ID"), "damaged"),
+        (careless(PhotometricInterpretation="PN Secret^Person 4711"), "photometric"),
+    ],
+)
+def test_errors_do_not_name_the_patient(data, code):
+    with pytest.raises(ImageError) as caught:
+        images.read(data)
+    assert caught.value.code == code
+    assert "Secret" not in str(caught.value) and "4711" not in str(caught.value) and "'ID'" not in str(caught.value)
+
+
+@pytest.mark.parametrize("syntax", [uid.ExplicitVRLittleEndian, uid.ImplicitVRLittleEndian])
+def test_a_wrong_length_does_not_spill_the_patient(syntax, recwarn, caplog):
+    whole = encode(dataset(SpecificCharacterSet="ISO_IR 100"), syntax)
+    marks = [b"\x02\0\x02\0UI", b"\x02\0\x03\0UI", b"\x02\0\x10\0UI", b"\x08\0\5\0", b"\x08\0\x16\0"]
+    for mark in marks:  # pydicom quotes what it cannot read in a warning, which a server would log
+        at = whole.index(mark) + (4 if mark[0] == 8 and syntax == uid.ImplicitVRLittleEndian else 6)
+        for length in (60, 100, 200, 2000):
+            with pytest.raises(ImageError) as caught:
+                images.read(whole[:at] + struct.pack("<H", length) + whole[at + 2 :])
+            assert "Secret" not in str(caught.value)
+    assert "Secret" not in caplog.text + "".join(str(warning.message) for warning in recwarn)
 
 
 VALID = {

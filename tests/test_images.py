@@ -4,11 +4,12 @@ import io
 import random
 import struct
 import time
+import warnings
 import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
 from pneumo_lib import images
 from pneumo_lib.errors import DataError, ImageError, UsageError
@@ -23,12 +24,12 @@ def encode(picture: Image.Image | np.ndarray, kind: str = "PNG", **options) -> b
     return stream.getvalue()
 
 
+def chunk(name: bytes, body: bytes = b"") -> bytes:
+    return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+
 def png(width: int, height: int, *, depth: int, colour: int, rows: bytes, extra: bytes = b"") -> bytes:
     """Write a PNG by hand, for the layouts and the lies that Pillow does not write."""
-
-    def chunk(name: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
-
     head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
     return b"\x89PNG\r\n\x1a\n" + head + extra + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
@@ -258,6 +259,116 @@ def test_foreign_content_is_named(tmp_path, data, found):
         images.read(path)
     assert caught.value.code == "not_an_image"
     assert all(word in str(caught.value) for word in (str(path), "JPEG", "PNG", "DICOM"))
+
+
+def multiplied(kind: str) -> bytes:
+    return encode(FRAMES[0], kind, save_all=True, append_images=FRAMES[1:])
+
+
+def packed(name: bytes, megabytes: int) -> bytes:
+    return chunk(name, b"name\0\0" + zlib.compress(bytes(megabytes * 10**6), 9))
+
+
+GREY_ROWS = b"\0" * 17 * 16  # of 16 x 16 pixels, each row with the number of its filter
+MORE_FAULTS = [
+    ("not_an_image", multiplied("GIF"), "GIF"),
+    ("not_an_image", multiplied("TIFF"), "TIFF"),
+    ("too_small", encode(np.zeros((1, 1), np.uint8)), "1 x 1"),
+    ("too_small", encode(np.zeros((2000, 8), np.uint8)), "8 x 2000"),
+    ("too_many_pixels", png(9000, 9000, depth=1, colour=0, rows=b""), "81,000,000"),
+    ("damaged", png(16, 16, depth=8, colour=0, rows=GREY_ROWS, extra=packed(b"zTXt", 1) * 80), "MAX_TEXT_MEMORY"),
+    ("damaged", png(16, 16, depth=8, colour=0, rows=GREY_ROWS, extra=packed(b"iCCP", 64)), "too large"),
+]
+
+
+@pytest.mark.parametrize(("code", "data", "found"), MORE_FAULTS)
+def test_more_faults_of_the_same_codes(code, data, found):
+    with pytest.raises(ImageError, match=found) as caught:
+        images.read(data)
+    assert caught.value.code == code
+
+
+PIECES = {
+    "chunks": HALF_PNG[:33] + chunk(b"abCd") * 20_000 + HALF_PNG[33:],
+    "chunks after the pixels": HALF_PNG[:-12] + chunk(b"abCd") * 20_000 + HALF_PNG[-12:],
+    "empty pixel chunks": HALF_PNG[:33] + chunk(b"IDAT") * 20_000 + HALF_PNG[33:],
+    "comments": HALF_JPEG[:2] + b"\xff\xfe\0\2" * 20_000 + HALF_JPEG[2:],
+    "fill bytes": HALF_JPEG[:2] + b"\xff" * 20_000 + HALF_JPEG[2:],
+}
+
+
+@pytest.mark.parametrize("pieces", PIECES)
+def test_a_file_of_nothing_but_small_pieces_is_damaged(pieces):
+    with pytest.raises(ImageError, match="too many small pieces") as caught:  # 16 MB of them took up to 9 s
+        images.read(PIECES[pieces])
+    assert caught.value.code == "damaged"
+
+
+def test_pixels_in_many_small_chunks_are_no_fault():
+    start = HALF_PNG.index(b"IDAT") - 4
+    body = b"".join(HALF_PNG[at + 8 : at + 8 + size] for at, size in idat_chunks(HALF_PNG))
+    small = b"".join(chunk(b"IDAT", body[at : at + 200]) for at in range(0, len(body), 200))
+    assert len(body) > 30_000
+    np.testing.assert_array_equal(images.read(HALF_PNG[:start] + small + HALF_PNG[-12:]), images.read(HALF_PNG))
+
+
+def idat_chunks(data: bytes):
+    at = 8
+    while at < len(data):
+        size = int.from_bytes(data[at : at + 4])
+        if data[at + 4 : at + 8] == b"IDAT":
+            yield at, size
+        at += 12 + size
+
+
+def test_many_scans_over_one_picture_are_damage():
+    data = encode(RAMP, "JPEG", progressive=True)
+    scan = data[data.rindex(b"\xff\xda") : -2]
+    np.testing.assert_array_equal(images.read(data[:-2] + scan * 20 + data[-2:]).shape, RAMP.shape)
+    for between in (b"", b"\xff\xfe\0\4\xff\xd9", b"\xff\x01"):  # a comment with an end in it, a mark without length
+        with pytest.raises(ImageError, match="more than 32 scans") as caught:  # 400 on 40 million pixels took 18 s
+            images.read(data[:-2] + (between + scan) * 40 + data[-2:])
+        assert caught.value.code == "damaged"
+
+
+def test_what_looks_like_scans_in_a_comment_or_behind_the_end_is_none():
+    marks = b"\xff\xda\0\2" * 100
+    data = encode(RAMP, "JPEG", comment=marks) + marks
+    assert data.count(b"\xff\xda") > 200 and images.read(data).shape == RAMP.shape
+
+
+def test_too_little_memory_is_said(monkeypatch):
+    def load(image):
+        raise MemoryError
+
+    monkeypatch.setattr(images.PngImagePlugin.PngImageFile, "load", load)
+    assert code_of(encode(RAMP)) == "too_many_pixels"
+
+
+def test_a_decoder_that_talks_is_cut_short(monkeypatch):
+    def load(image):
+        raise ValueError("x" * 10**6)
+
+    monkeypatch.setattr(images.PngImagePlugin.PngImageFile, "load", load)
+    with pytest.raises(ImageError, match=r"ValueError: x+\)") as caught:
+        images.read(encode(RAMP))
+    assert len(str(caught.value)) < 400
+
+
+BROKEN_EXIF = encode(RAMP, "PNG", exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff" + b"\x12\1\2\0\xff\xff\0\0\xff\xff\0\0")
+
+
+@pytest.mark.parametrize("action", ["always", "error"])
+def test_warnings_of_decoders_change_no_outcome_and_nothing_is_printed(action, capfd):
+    with warnings.catch_warnings(record=True, action=action) as caught:
+        assert images.read(BROKEN_EXIF).shape == RAMP.shape
+        for code, (data, _) in FAULTS.items():
+            assert code_of(data) == code
+    assert bool(caught) == (action == "always") and capfd.readouterr() == ("", "")
+
+
+def test_half_pictures_are_never_completed():
+    assert not ImageFile.LOAD_TRUNCATED_IMAGES
 
 
 def test_paths_without_a_file(tmp_path):

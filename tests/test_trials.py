@@ -50,7 +50,7 @@ def training_forbidden(monkeypatch) -> Callable[[], None]:
     """Once called, any epoch of training is a failure."""
 
     def forbid() -> None:
-        monkeypatch.setattr(training._Loop, "run_epoch", lambda self: pytest.fail("it trains again"))
+        monkeypatch.setattr(training.Loop, "run_epoch", lambda self: pytest.fail("it trains again"))
 
     return forbid
 

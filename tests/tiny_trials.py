@@ -69,4 +69,5 @@ def finished(
         k = list(classes).index(facts["positive"])
         answer = np.where(prob[:, k] >= cut, k, 1 - k)
     table = pd.DataFrame({"path": paths, "label": names[labels], "predicted": names[answer]})
+    table = table.assign(protocol=facts["protocol"], system=facts["system"])
     return Finished(Path("nowhere"), facts, table.assign(**{f"p_{c}": prob[:, k] for k, c in enumerate(classes)}))

@@ -11,17 +11,17 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from pneumo_lib import images
+from pneumo_lib import images, runtime
 from pneumo_lib.data.folder import ImageFolder, count
+from pneumo_lib.data.picked import Picked
 from pneumo_lib.errors import DataError, ImageError, UsageError
 
 FORMAT_VERSION = 1  # another number when the same file gives other pixels
@@ -37,7 +37,7 @@ class ImageSet:
     """Films in memory order, with what is known about each.
 
     Attributes:
-        images: (N, S, S) uint8, read-only and memory-mapped when it comes from a cache.
+        images: (N, S, S) uint8, read-only and memory-mapped when it comes from a cache; of a split, rows of that.
         table: N rows with the columns of `ImageFolder.table`; row i describes images[i].
         classes: class names; `label` in the table is an index into them.
         notes: what was mapped, ignored, skipped or moved, one sentence each.
@@ -45,7 +45,7 @@ class ImageSet:
         key: hash of the files that the pixels come from; '' when they come from no cache.
     """
 
-    images: np.ndarray
+    images: np.ndarray | Picked
     table: pd.DataFrame
     classes: tuple[str, ...]
     notes: tuple[str, ...] = ()
@@ -77,10 +77,10 @@ class ImageSet:
     def identity(self) -> str:
         """Hash of files, classes, labels, splits and patients: equal identities give equal results."""
         rows = self.table.drop(columns="bytes", errors="ignore").to_csv(index=False)
-        return _digest(rows, self.classes, self.images.shape, self.key or _sha256(self.images.reshape(-1)))
+        return _digest(rows, self.classes, self.images.shape, self.key or _sha256(np.asarray(self.images).reshape(-1)))
 
     def subset(self, split: str) -> "ImageSet":
-        """The films of one split: a view of the array where they stand together, else a copy in memory.
+        """The films of one split, left where they are: a view of the array, or `Picked` rows of it.
 
         Raises:
             DataError: the set has no such split.
@@ -90,7 +90,7 @@ class ImageSet:
             found = ", ".join(repr(name) for name in sorted(self.table["split"].unique()))
             raise DataError(f"There is no split {split!r} in {self.root}; found are {found or 'none'}.")
         together = rows[-1] - rows[0] + 1 == len(rows)
-        taken = self.images[rows[0] : rows[-1] + 1] if together else self.images[rows]
+        taken = self.images[rows[0] : rows[-1] + 1] if together else Picked(self.images, rows)
         return replace(self, images=taken, table=self.table.iloc[rows].reset_index(drop=True))
 
     def describe(self) -> pd.DataFrame:
@@ -253,7 +253,9 @@ def _write(
     target: Path, folder: ImageFolder, image_size: int, *, progress: Progress | None, workers: int | None
 ) -> dict:
     paths, skipped, digest = folder.table["path"].tolist(), {}, hashlib.sha256()
-    with open(target, "wb") as file, _decoded(folder.root, paths, image_size, workers) as films:
+    # Threads suffice, as Pillow decodes and resizes outside the interpreter lock.
+    decoded = runtime.in_threads(lambda path: _decode(folder.root, path, image_size), paths, threads=workers or 0)
+    with open(target, "wb") as file, closing(decoded) as films:
         bar = progress(films, total=len(paths), desc="decoding") if progress else films
         for path, film in zip(paths, bar, strict=True):
             if isinstance(film, str):
@@ -263,16 +265,6 @@ def _write(
                 file.write(film.data)
                 digest.update(film.data)
     return {"sha256": digest.hexdigest(), "skipped": skipped}
-
-
-@contextmanager
-def _decoded(root: Path, paths: list[str], image_size: int, workers: int | None) -> Iterator[Iterable]:
-    """Films in the order of the paths; threads suffice, as Pillow decodes and resizes outside the interpreter lock."""
-    pool = ThreadPoolExecutor(max_workers=max(1, workers or os.cpu_count() or 1))
-    try:
-        yield pool.map(lambda path: _decode(root, path, image_size), paths)
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def _check_share(skipped: dict[str, str], files: int, root: Path) -> None:

@@ -1,0 +1,149 @@
+"""`pneumo train`, `pneumo ablate` and `pneumo evaluate`: all three work in several processes as in one."""
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import pandas as pd
+import typer
+
+from pneumo_lib import ablation, answers, comparison, evaluation, pipeline, processes, runs, runtime, systems, trials
+from pneumo_lib import config as configs
+from pneumo_lib import publish as publishing
+from pneumo_lib.cli_data import CACHE, CacheOption
+from pneumo_lib.errors import UsageError
+from pneumo_lib.models import WEIGHTS
+from pneumo_lib.recipe import one_of
+
+Preset = StrEnum("Preset", {name: name for name in configs.PRESETS})
+PresetOption = Annotated[
+    Preset, typer.Option(help="demo: phantoms, minutes. quick: a real folder, 45 min. full: hours. tiny: for tests.")
+]
+DataOption = Annotated[str, typer.Option("--data", help="Image folder ROOT/SPLIT/CLASS/image; demo draws its own.")]
+RunOption = Annotated[str, typer.Option("--run", help="Run folder; by default runs/NAME, named after the preset.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("-p", "--set", metavar="NAME=VALUE", help="Replace one parameter, e.g. -p sigma=0.3."),
+]
+
+
+def train(
+    name: Annotated[str, typer.Argument(help="A system (`pneumo systems`), autoencoder, unet_denoiser or classifier.")],
+    preset: PresetOption = Preset.demo,
+    data_dir: DataOption = "",
+    run: RunOption = "",
+    cache: CacheOption = CACHE,
+    weights: Annotated[str, typer.Option(help="Start from scratch (none) or from torchvision's imagenet.")] = "none",
+    folds: Annotated[int, typer.Option(min=0, help="Cross-validate a system with so many folds instead.")] = 0,
+    repeats: Annotated[int, typer.Option(min=1, help="Repeat the folds under so many seeds.")] = 1,
+    parameters: SetOption = None,
+) -> None:
+    """Train one network, or take up a training that was stopped; test films stay closed.
+
+    A classifier needs its denoiser first. Several processes share every batch.
+    """
+    one_of("the network to train", name, (*systems.SYSTEMS, *pipeline.DENOISERS, "classifier"))
+    one_of("--weights", weights, WEIGHTS)
+    config = configs.make(**given(preset, data_dir, parameters))
+    if name in systems.SYSTEMS and not systems.SYSTEMS[name].denoiser:
+        path = runtime.locate(run or Path("runs", runs.run_name(config)))
+        options = {"cache_dir": cache, "weights": weights, "folds": folds, "repeats": repeats}
+        planned = comparison.own_trials(systems.SYSTEMS[name], runs.Run(path, config), **options)
+        if processes.first():
+            typer.echo("\n".join(f"- {note}" for note in planned[0].images.notes), err=True)
+        for trial in planned:
+            saved = trials.learn(trial)
+            typer.echo(pd.read_csv(trial.folder / "history.csv").to_string(index=False))
+            typer.echo(f"{name}: {trial.folder}, best epoch {saved.card['best_epoch']}")
+        return
+    if weights != "none" or folds:
+        raise UsageError(f"--weights and --folds are for systems of one network; {name} is none.")
+    opened, images = runs.open_run(run, config), pipeline.open_data(config, cache)
+    if name in systems.SYSTEMS:
+        pipeline.train_denoiser(opened, images, systems.SYSTEMS[name].denoiser)
+    if name in pipeline.DENOISERS:
+        fitted = pipeline.train_denoiser(opened, images, name)
+    else:
+        denoiser = systems.SYSTEMS[name].denoiser if name in systems.SYSTEMS else config.denoiser
+        fitted = pipeline.train_classifier(opened, images, denoiser)
+    typer.echo(fitted.history.to_string(index=False))
+    typer.echo(f"run folder: {opened.path}")
+
+
+def ablate(
+    preset: PresetOption = Preset.demo,
+    data_dir: DataOption = "",
+    run: RunOption = "",
+    cache: CacheOption = CACHE,
+    parameters: SetOption = None,
+) -> None:
+    """Train and score the ablation's grid of noise levels, arms and seeds, on validation films.
+
+    Notebook 04 finds the cells in the run folder and draws them. Several processes take one cell at a time each.
+    """
+    config = configs.make(**given(preset, data_dir, parameters))
+    opened, images = runs.open_run(run, config), pipeline.open_data(config, cache)
+    films = [pipeline.films(images, split) for split in ("train", "val")]
+    table = ablation.summarise(ablation.run_grid(*films, config, opened.path / "ablation"))
+    typer.echo(table[table["epoch"] == table["epoch"].max()].to_string(index=False))
+    typer.echo(f"run folder: {opened.path}")
+
+
+def evaluate(
+    run: Annotated[str, typer.Argument(help="Run folder.")] = "",
+    predictions: Annotated[
+        str, typer.Option(metavar="FILE", help="Recompute from stored predictions instead: no films, no networks.")
+    ] = "",
+    cache: CacheOption = CACHE,
+    publish: Annotated[
+        bool, typer.Option(help="Copy its systems' answers to figures/, and make the table there.")
+    ] = False,
+) -> None:
+    """Open the test films: accuracies with 95 % intervals of a run and of every system trained in it.
+
+    Several processes share the films.
+    """
+    if bool(run) == bool(predictions):
+        raise UsageError("give either a run folder or --predictions FILE.")
+    if predictions:
+        _recompute(runtime.locate(predictions))
+        return
+    folder = runtime.locate(run)
+    done = comparison.evaluate(folder, cache)
+    if done:
+        table = publishing.systems_table(done)
+        runs.write_text(folder / "systems.md", table)
+        if publish:
+            figures = runtime.project_root() / "figures"
+            processes.by_first(lambda: publishing.publish_systems(folder, done, figures))
+        typer.echo(table)
+    if done and not (folder / "config.json").exists():
+        return
+    opened = runs.load_run(run)
+    images = pipeline.open_data(opened.config, cache)
+    protocols = pipeline.protocols(opened.config, images)
+    tables = [pipeline.predict(opened, images, opened.config.denoiser, protocol) for protocol in protocols]
+    typer.echo(evaluation.accuracies(pd.concat(tables)).to_string(index=False))
+
+
+def _recompute(file: Path) -> None:
+    table = answers.read_predictions(file)
+    typer.echo(evaluation.accuracies(table).to_string(index=False))
+    for (system, protocol), scores in pipeline.by_class(table).items():
+        typer.echo(f"\n{system}, {protocol}:")
+        typer.echo(scores.map(lambda cell: cell.text() if hasattr(cell, "text") else cell).to_string())
+
+
+def given(preset: Preset, data_dir: str, pairs: list[str] | None) -> dict[str, Any]:
+    """Preset, absolute data folder, and NAME=VALUE texts as Python values: JSON where it parses, text otherwise."""
+    values = {"preset": str(preset), "data_dir": data_dir and str(runtime.locate(data_dir))}
+    for pair in pairs or []:
+        name, sign, text = pair.partition("=")
+        if not sign or not name:
+            raise UsageError(f"{pair!r} is no parameter; write NAME=VALUE, for example sigma=0.3.")
+        try:
+            values[name] = json.loads(text)
+        except ValueError:
+            values[name] = text
+    return values
