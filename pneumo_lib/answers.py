@@ -11,6 +11,8 @@ import pandas as pd
 from pneumo_lib.errors import DataError
 
 PREDICTIONS = "predictions.csv"
+TEXTS = ("path", "protocol", "system", "label", "predicted")  # columns that every table of predictions has
+SUM_TOLERANCE = 1e-3  # of rounding, where somebody wrote fewer digits
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,30 @@ def read(folder: Path) -> Finished:
     card, stored = read_card(folder), folder / PREDICTIONS
     if not card or not stored.exists():
         raise DataError(f"{folder} holds no finished trial: it needs model.json and {PREDICTIONS}.")
-    return Finished(folder, card, pd.read_csv(stored, dtype={"label": str, "predicted": str}, keep_default_na=False))
+    return Finished(folder, card, read_predictions(stored))
+
+
+def read_predictions(path: Path) -> pd.DataFrame:
+    """Predictions from their file: one row per film, system and protocol, probabilities in the columns p_CLASS.
+
+    Raises:
+        DataError: no such file, or it is no table of predictions: a column is missing, a class has no probability, or
+            a row's probabilities do not add up to 1.
+    """
+    try:
+        table = pd.read_csv(path, dtype=dict.fromkeys(TEXTS, str), keep_default_na=False)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read as a table of predictions: {error}.") from error
+    if missing := [name for name in TEXTS if name not in table]:
+        raise DataError(f"{path} is no table of predictions: it has no column {', '.join(missing)}.")
+    given = table.filter(regex="^p_")
+    if unknown := sorted({*table["label"], *table["predicted"]} - {name.removeprefix("p_") for name in given}):
+        raise DataError(f"{path} speaks of {', '.join(unknown)}, for which it has no column p_{unknown[0]}.")
+    numbers = given.apply(pd.to_numeric, errors="coerce").to_numpy(float)
+    wrong = np.flatnonzero(~(np.abs(numbers.sum(axis=1) - 1) < SUM_TOLERANCE) | (numbers < 0).any(axis=1))
+    if len(wrong):
+        raise DataError(f"{path}, row {wrong[0] + 2}: {table['path'][wrong[0]]} has no probabilities that add up to 1.")
+    return table
 
 
 def read_card(folder: Path) -> dict[str, Any]:

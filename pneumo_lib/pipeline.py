@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from pneumo_lib import calibration, evaluation, models, runs, runtime, steps, training
+from pneumo_lib import calibration, evaluation, metrics, models, processes, runs, runtime, steps, training
 from pneumo_lib.config import Config
 from pneumo_lib.data import ImageSet, open_folder, phantom
 from pneumo_lib.errors import DataError
@@ -40,9 +40,10 @@ def open_data(config: Config, cache_dir: str | Path) -> ImageSet:
         cache_dir: where decoded films, and phantoms, are kept between runs.
     """
     cache_dir = runtime.locate(cache_dir)
-    root = runtime.locate(config.data_dir) if config.data_dir else _phantoms(config, cache_dir)
     options = {"image_size": config.image_size, "val_fraction": config.val_fraction, "seed": config.seed}
-    return open_folder(root, cache_dir=cache_dir, progress=runtime.progress, **options)
+    with processes.first_before_others():
+        root = runtime.locate(config.data_dir) if config.data_dir else _phantoms(config, cache_dir)
+        return open_folder(root, cache_dir=cache_dir, progress=runtime.progress, **options)
 
 
 def films(images: ImageSet, split: str) -> Films:
@@ -87,6 +88,11 @@ def train_classifier(run: Run, images: ImageSet, denoiser: str) -> training.Fitt
         "noise": _noise(config, share),
         "decision": decide(logits, films(images, "val").labels, config.target_accuracy),
     }
+    views = [view(config), evaluation.View()]  # noisy as in training, and as films usually come
+    check = evaluation.fit_check(
+        fitted.model, films(images, "train"), films(images, "val"), views, denoiser=behind.model
+    )
+    card["novelty"] = evaluation.store_check(run.model_folder("classifier", name), check)
     runs.save_model(run.model_folder("classifier", name), fitted.model, card)
     return fitted
 
@@ -222,6 +228,13 @@ def arrays(
     prob = predictions[[f"p_{c}" for c in classes]].to_numpy(float)
     y_true = pd.Index(classes).get_indexer(predictions["label"])
     return y_true, calibration.softmax(np.log(np.clip(prob, 1e-30, 1)), temperature)
+
+
+def by_class(predictions: pd.DataFrame) -> dict[tuple[str, str], pd.DataFrame]:
+    """`metrics.classification_table` of each (system, protocol), from rows of `predict`."""
+    classes = tuple(name.removeprefix("p_") for name in predictions.filter(regex="^p_"))
+    pairs = predictions.groupby(["system", "protocol"], sort=False)
+    return {pair: metrics.classification_table(*arrays(part, classes), classes, seed=0) for pair, part in pairs}
 
 
 def _phantoms(config: Config, cache_dir: Path) -> Path:

@@ -23,7 +23,7 @@ HEAD = ("| on test films | measured here, 95 % interval | n | reported by the so
 
 
 def publish(run: Run, target: Path) -> None:
-    """Copy the figures of a run, its metrics and the results table to a folder; older ones there are replaced.
+    """Copy a run's figures, metrics, results table and predictions to a folder; older ones there are replaced.
 
     What notebooks left there that this run did not execute stays.
 
@@ -37,8 +37,9 @@ def publish(run: Run, target: Path) -> None:
     target.mkdir(parents=True, exist_ok=True)
     for old in (path for name in fresh for path in target.glob(f"{name}_*.png")):
         old.unlink()
-    for figure in sorted(run.figures.glob("*.png")):
-        shutil.copyfile(figure, target / figure.name)
+    for made in [*sorted(run.figures.glob("*.png")), run.path / PREDICTIONS]:
+        if made.exists():
+            shutil.copyfile(made, target / made.name)
     runs.write_text(target / "metrics.json", json.dumps(metrics, indent=1, sort_keys=True) + "\n")
     runs.write_text(target / "results.md", results(metrics))
 
