@@ -1,6 +1,6 @@
 # Every target carries its help line; `make` alone prints them.
 .DEFAULT_GOAL := help
-.PHONY: help setup report lab test test-fast lint format clean
+.PHONY: help setup report lab serve test test-fast bench lint format clean
 SHELL := /bin/bash
 PYTHON ?= python3
 PRESET ?= demo
@@ -26,11 +26,17 @@ report: setup ## run the notebooks, write report/PRESET/report.html; PRESET=quic
 lab: setup ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab --notebook-dir=notebooks
 
+serve: setup ## start the diagnosis service on http://127.0.0.1:8000; ARGS="--run runs/quick" for a model of your own
+	$(BIN)/pneumo serve $(ARGS)
+
 test: setup ## run all tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile $(ARGS)
 
 test-fast: setup ## run the tests that train nothing and start no browser
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile -m "not slow" $(ARGS)
+
+bench: setup ## time training and inference beside the usual ways; needs pip install -e '.[bench]' for two of them
+	$(BIN)/pneumo benchmark $(ARGS)
 
 lint: setup ## check style, notebooks included
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
