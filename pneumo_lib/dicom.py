@@ -3,7 +3,6 @@
 import itertools
 import re
 import struct
-from io import BytesIO
 
 import numpy as np
 import pydicom
@@ -18,6 +17,7 @@ from pydicom.pixels import apply_modality_lut, apply_voi, get_decoder, pixel_arr
 from pydicom.pixels.utils import get_expected_length
 
 from pneumo_lib.errors import ImageError
+from pneumo_lib.guards import Rationed, check_scans
 
 _FACTS = ("Modality", "BodyPartExamined", "ViewPosition", "PresentationIntentType", "BurnedInAnnotation")
 _HEADER = ("Rows", "Columns", "BitsAllocated", "BitsStored", "PixelRepresentation", "SamplesPerPixel")
@@ -34,26 +34,7 @@ _CODE_STRING = re.compile(rb" *[A-Z0-9_][A-Z0-9_ ]{0,15}\0?")
 # UIDs of what is DICOM but no picture: directories, structured reports, encapsulated documents.
 _DOCUMENTS = ("1.2.840.10008.1.3.10", "1.2.840.10008.5.1.4.1.1.88.", "1.2.840.10008.5.1.4.1.1.104.")
 _PILLOW_SYNTAXES = (uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit, uid.JPEG2000, uid.JPEG2000Lossless)
-_MAX_SCANS, _MAX_SEGMENTS, _MAX_FRAGMENTS, _MAX_SHORT = 32, 1000, 10_000, 512  # honest files need less; bytes at last
-_MARKER = re.compile(rb"\xff[^\0\x01\xd0-\xd7\xff]")  # the markers of a JPEG that end a scan
-
-
-class Rationed(BytesIO):
-    """A file in memory that gives a limited number of portions: 10,000, and one more per `portion` bytes of its length.
-
-    Decoders loop over chunks, segments and elements in Python, for minutes where a file consists of nothing else.
-    """
-
-    def __init__(self, data: bytes, *, portion: int):
-        super().__init__(data)
-        self._left = 10_000 + len(data) // portion
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        """Return the next bytes, or raise ImageError (``damaged``) when nothing is left of the ration."""
-        self._left -= 1
-        if self._left < 0:
-            raise ImageError("the file consists of too many small pieces", code="damaged")
-        return super().read(size)
+_MAX_FRAGMENTS, _MAX_SHORT = 10_000, 512  # honest files need less; the second in bytes
 
 
 class _Elements(Rationed):
@@ -70,22 +51,6 @@ class _Elements(Rationed):
             if size > _MAX_SHORT or _CONTROL.search(piece.rstrip(b"\0 ")):
                 raise ImageError("the DICOM header is out of step", code="bad_header")
         return piece
-
-
-def check_scans(jpeg: bytes) -> None:
-    """Raise ImageError (``damaged``) for a JPEG of very many scans, since each goes over the whole picture."""
-    if jpeg.count(b"\xff\xda") <= _MAX_SCANS:  # those in metadata included, but this is fast
-        return
-    scans = at = 0
-    for _ in range(_MAX_SEGMENTS):
-        found = _MARKER.search(jpeg, at + 2)
-        if found is None or found.group() == b"\xff\xd9":
-            return
-        scans += found.group() == b"\xff\xda"
-        if scans > _MAX_SCANS:
-            break
-        at = found.start() + int.from_bytes(jpeg[found.end() : found.end() + 2])
-    raise ImageError(f"found a JPEG of more than {_MAX_SCANS} scans or {_MAX_SEGMENTS:,} segments", code="damaged")
 
 
 def open_dataset(data: bytes) -> pydicom.FileDataset:

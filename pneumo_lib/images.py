@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+import torch
 from PIL import ExifTags, Image, ImageChops, ImageOps, JpegImagePlugin, PngImagePlugin
+from torch import nn
 
-from pneumo_lib import dicom
+from pneumo_lib import dicom, guards
 from pneumo_lib.errors import ImageError, UsageError
 
 MAX_PIXELS = 40_000_000  # above any chest detector (about 16 million), low enough for a small server
@@ -46,18 +48,6 @@ HINTS: dict[str, str] = {
 }
 
 _OPENERS = {"JPEG": JpegImagePlugin.JpegImageFile, "PNG": PngImagePlugin.PngImageFile}
-_FOREIGN = {
-    (b"GIF8",): "a GIF picture",
-    (b"II*\0", b"MM\0*"): "a TIFF picture",
-    (b"BM",): "a Windows bitmap",
-    (b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51"): "a JPEG 2000 picture",
-    (b"%PDF",): "a PDF document",
-    (b"PK\x03\x04", b"\x1f\x8b"): "a ZIP or gzip archive, or an Office document",
-    (b"\x7fELF", b"MZ"): "a program",
-    (b"\x08\x00",): "perhaps a DICOM file without its 128-byte preamble",
-    (b"version https://git-lfs",): "a Git LFS pointer instead of the file itself",
-}
-_MARKUP = {b"<svg": "an SVG drawing", b"<!doctype html": "a web page", b"<html": "a web page"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,16 +70,16 @@ class Film:
 
 
 def read(source: Source, *, name: str = "", max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """Return the grey levels of a film, float32 (H, W) in [0, 1]; see :func:`open_film`."""
-    return open_film(source, name=name, max_pixels=max_pixels).pixels
+    """Return the grey levels of a film, float32 (H, W) in [0, 1]; see :func:`open_film`, whose notes cost time."""
+    return _open(source, name, max_pixels, noted=False).pixels
 
 
 def open_film(source: Source, *, name: str = "", max_pixels: int = MAX_PIXELS) -> Film:
     """Read a JPEG, PNG or DICOM film.
 
-    Colour becomes ITU-R BT.601 luma. A 16-bit PNG is divided by 2^b - 1, b being the smallest of 8, 10, 12, 14, 16 bits
-    that holds its brightest pixel, because 12-bit films are often stored in 16-bit files. DICOM pixels are shown as a
-    viewer shows them, see :func:`pneumo_lib.dicom.grey_levels`.
+    Colour becomes ITU-R BT.601 luma, which of a JPEG is read as it is stored. A 16-bit PNG is divided by 2^b - 1, b
+    being the smallest of 8, 10, 12, 14, 16 bits that holds its brightest pixel, because 12-bit films are often stored
+    in 16-bit files. DICOM pixels are shown as a viewer shows them, see :func:`pneumo_lib.dicom.grey_levels`.
 
     Args:
         source: path, the bytes of a file, or a binary file object read from its current position.
@@ -100,11 +90,7 @@ def open_film(source: Source, *, name: str = "", max_pixels: int = MAX_PIXELS) -
         ImageError: the file is no readable film; ``code`` is a key of :data:`HINTS`.
         UsageError: the source is none of these, or a file object that yields text.
     """
-    name = name or (str(source) if isinstance(source, str | Path) else "the picture")
-    try:
-        return _film(_load(source, max_pixels), max_pixels)
-    except ImageError as fault:
-        raise ImageError(f"{name}: {fault}. {HINTS[fault.code]}.", code=fault.code) from fault.__cause__
+    return _open(source, name, max_pixels, noted=True)
 
 
 def resize(pixels: np.ndarray, size: int) -> np.ndarray:
@@ -117,13 +103,22 @@ def resize(pixels: np.ndarray, size: int) -> np.ndarray:
     Returns:
         float32 (size, size) in [0, 1], a new array.
     """
-    scaled = Image.fromarray(np.ascontiguousarray(pixels, np.float32)).resize((size, size), Image.Resampling.BILINEAR)
-    return np.clip(np.asarray(scaled), 0, 1)
+    film = torch.from_numpy(np.require(pixels, np.float32, "W"))[None, None]
+    scaled = nn.functional.interpolate(film, (size, size), mode="bilinear", antialias=True)
+    return np.clip(scaled[0, 0].numpy(), 0, 1)
 
 
 def to_uint8(pixels: np.ndarray) -> np.ndarray:
     """Round grey levels in [0, 1] (clipped) to uint8 in 0..255, same shape; undoes the reading of an 8-bit file."""
     return np.rint(np.clip(pixels, 0, 1) * 255).astype(np.uint8)
+
+
+def _open(source: Source, name: str, max_pixels: int, *, noted: bool) -> Film:
+    name = name or (str(source) if isinstance(source, str | Path) else "the picture")
+    try:
+        return _film(_load(source, max_pixels), max_pixels, noted)
+    except ImageError as fault:
+        raise ImageError(f"{name}: {fault}. {HINTS[fault.code]}.", code=fault.code) from fault.__cause__
 
 
 def _load(source: Source, max_pixels: int) -> bytes:
@@ -153,7 +148,7 @@ def _read_stream(stream: BinaryIO, max_pixels: int) -> bytes:
         raise UsageError("The file object yields text; open it in binary mode, open(path, 'rb')")
     if not head:
         raise ImageError("the file is empty (0 bytes)", code="empty")
-    _kind(head)  # a large foreign file is refused before it is read
+    guards.kind(head)  # a large foreign file is refused before it is read
     limit = BYTES_PER_PIXEL * max_pixels + 2**20
     data = head + stream.read(limit)
     if len(data) > limit:
@@ -161,45 +156,18 @@ def _read_stream(stream: BinaryIO, max_pixels: int) -> bytes:
     return data
 
 
-def _film(data: bytes, max_pixels: int) -> Film:
-    kind = _kind(data)
+def _film(data: bytes, max_pixels: int, noted: bool) -> Film:
+    kind = guards.kind(data)
     try:
-        return _dicom(data, max_pixels) if kind == "DICOM" else _picture(data, kind, max_pixels)
+        return _dicom(data, max_pixels) if kind == "DICOM" else _picture(data, kind, max_pixels, noted)
     except ImageError:
         raise
     except MemoryError as error:
         raise ImageError(f"there is not enough memory to decode the {kind}", code="too_many_pixels") from error
     except Exception as error:  # decoders meet hostile bytes with whatever exception is nearest
-        code = "damaged" if _has_end(data, kind) and "truncated" not in str(error) else "incomplete"
+        code = "damaged" if guards.is_whole(data, kind) and "truncated" not in str(error) else "incomplete"
         said = type(error).__name__ if kind == "DICOM" else f"{type(error).__name__}: {error}"[:200]  # pydicom quotes
         raise ImageError(f"the {kind} cannot be decoded ({said})", code=code) from error
-
-
-def _kind(data: bytes) -> str:
-    for kind, start, mark in (("DICOM", 128, b"DICM"), ("PNG", 0, b"\x89PNG"), ("JPEG", 0, b"\xff\xd8\xff")):
-        if data.startswith(mark, start):
-            return kind
-    raise ImageError(f"found {_describe(data[:512])}", code="not_an_image")
-
-
-def _describe(head: bytes) -> str:
-    for prefixes, words in _FOREIGN.items():
-        if head.startswith(prefixes):
-            return words
-    if head[8:12] == b"WEBP":
-        return "a WebP picture"
-    if head[4:8] == b"ftyp":
-        return "a HEIC or AVIF picture, or a film clip"
-    for mark, words in _MARKUP.items():
-        if mark in head.lower():
-            return words
-    if not any(byte < 9 or 13 < byte < 32 for byte in head):
-        return "plain text"
-    return f"unknown content that starts with the bytes {head[:8].hex(' ')}"
-
-
-def _has_end(data: bytes, kind: str) -> bool:
-    return {"PNG": b"IEND", "JPEG": b"\xff\xd9", "DICOM": b""}[kind] in data[-1024:]
 
 
 def _check_size(width: int, height: int, max_pixels: int) -> None:
@@ -212,16 +180,23 @@ def _check_size(width: int, height: int, max_pixels: int) -> None:
         raise ImageError(found, code="odd_shape")
 
 
-def _picture(data: bytes, kind: str, max_pixels: int) -> Film:
-    # Image.open would also try other decoders, and only warn of sizes that the check below refuses.
-    with _OPENERS[kind](dicom.Rationed(data, portion=250)) as image:
+def _opened(data: bytes, kind: str) -> Image.Image:
+    # Image.open would also try other decoders, and only warn of sizes that `_check_size` refuses.
+    return _OPENERS[kind](guards.Rationed(data, portion=250))
+
+
+def _picture(data: bytes, kind: str, max_pixels: int, noted: bool) -> Film:
+    with _opened(data, kind) as image:
         _check_size(*image.size, max_pixels)
+        notes: list[str] = []
         if kind == "JPEG":
-            dicom.check_scans(data)
+            guards.check_scans(data)
+            if noted and image.mode == "RGB":
+                notes += _colour_of(data)
+            image.draft("L", None)
         if (frames := getattr(image, "n_frames", 1)) > 1:
             raise ImageError(f"found an animated {kind} of {frames} frames", code="several_frames")
         image.load()
-        notes: list[str] = []
         bits = data[24] if kind == "PNG" else 8  # IHDR: 8 signature, 8 chunk head, 8 width and height, then the depth
         return Film(_grey(_upright(image, notes), notes, bits), kind, bits, tuple(notes))
 
@@ -249,7 +224,7 @@ def _grey(image: Image.Image, notes: list[str], bits: int) -> np.ndarray:
         notes.append("only two grey levels (1 bit per pixel)")
     elif bits == 16:
         notes.append("16-bit samples reduced to 8 bits (colour or alpha)")
-    return np.asarray(image.convert("L"), np.float32) / 255
+    return np.divide(image.convert("L"), np.float32(255), dtype=np.float32)
 
 
 def _deep_grey(image: Image.Image, notes: list[str]) -> np.ndarray:
@@ -276,6 +251,13 @@ def _on_black(image: Image.Image) -> Image.Image:
     return Image.composite(layer.convert("RGB"), Image.new("RGB", image.size), layer.getchannel("A"))
 
 
+def _colour_of(jpeg: bytes) -> list[str]:
+    """The note on colour, from an eighth of the resolution: the whole would take longer than the film itself."""
+    with _opened(jpeg, "JPEG") as small:
+        small.draft("RGB", tuple(side // 8 for side in small.size))
+        return [_COLOUR] if _coloured(small) else []
+
+
 def _coloured(image: Image.Image) -> bool:
     if image.mode not in ("RGB", "RGBA"):
         return False
@@ -283,12 +265,13 @@ def _coloured(image: Image.Image) -> bool:
     return any(ImageChops.difference(green, other).getextrema()[1] > 16 for other in (red, blue))
 
 
+_COLOUR = "colour converted to luminance"
 # In order, since each works on the result of the one before: (applies, convert, note).
 _CONVERSIONS: tuple[tuple[Callable[[Image.Image], bool], Callable[[Image.Image], Image.Image], str], ...] = (
     (lambda image: image.mode == "CMYK", _from_cmyk, "printing inks (CMYK) converted to grey levels"),
     (_see_through, _on_black, "transparent areas composited on black"),
     (lambda image: image.mode == "P", lambda image: image.convert("RGBA"), "palette converted to grey levels"),
-    (_coloured, lambda image: image, "colour converted to luminance"),
+    (_coloured, lambda image: image, _COLOUR),
 )
 
 

@@ -159,12 +159,14 @@ def test_deep_colour_says_that_bits_are_lost():
     np.testing.assert_allclose(film.pixels, 128 / 255, atol=1e-6)
 
 
-def test_colour_is_noted_and_grey_rgb_is_not():
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_colour_is_noted_and_grey_rgb_is_not(kind):
     colour = np.zeros((32, 32, 3), np.uint8)
     colour[..., 1] = 255
-    film = images.open_film(encode(colour))
+    film = images.open_film(encode(colour, kind))
     assert film.notes == ("colour converted to luminance",)
     np.testing.assert_allclose(film.pixels, 0.587, atol=0.003)
+    np.testing.assert_array_equal(images.read(encode(colour, kind)), film.pixels)
     assert images.open_film(encode(Image.fromarray(RAMP).convert("RGB"), "JPEG")).notes == ()
 
 
@@ -420,6 +422,21 @@ def test_resize_keeps_range_mean_and_the_whole_film():
     corners = np.zeros((64, 32), np.float32)
     corners[[0, 0, -1, -1], [0, -1, 0, -1]] = 1
     assert (images.resize(corners, 16)[[0, 0, -1, -1], [0, -1, 0, -1]] > 0).all()
+
+
+@pytest.mark.parametrize("shape", [(120, 90), (64, 300), (20, 31)])
+def test_resize_is_the_one_that_pillow_has(shape):
+    film = np.random.default_rng(3).random(shape, np.float32)
+    pillow = Image.fromarray(film).resize((48, 48), Image.Resampling.BILINEAR)
+    np.testing.assert_allclose(images.resize(film, 48), np.asarray(pillow), atol=1e-5)
+
+
+def test_a_film_that_nobody_may_write_to_is_resized_without_a_warning():
+    film = np.zeros((32, 32), np.float32)
+    film.flags.writeable = False
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert images.resize(film, 16).shape == (16, 16)
 
 
 def test_resize_does_not_alias():

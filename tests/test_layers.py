@@ -18,7 +18,8 @@ MAX_LINES = 300
 # an order of its own inside; "__init__" there is the package's face.
 LAYERS = [
     ["errors"],
-    ["recipe", "dicom", "processes"],
+    ["recipe", "guards", "processes"],
+    ["dicom"],
     ["runtime"],
     ["config"],
     ["metrics", "display", "images"],
@@ -71,7 +72,7 @@ INSIDE = {
         ["server"],
     ],
 }
-ERRORS_ONLY = ("dicom", "processes")
+ERRORS_ONLY = ("guards", "processes")
 
 
 def module_name(path):

@@ -24,7 +24,7 @@ from pneumo_lib.data.folder import ImageFolder, count
 from pneumo_lib.data.picked import Picked
 from pneumo_lib.errors import DataError, ImageError, UsageError
 
-FORMAT_VERSION = 1  # another number when the same file gives other pixels
+FORMAT_VERSION = 2  # another number when the same file gives other pixels
 MOST_UNREADABLE = 0.01  # share of the files; above it the set is damaged rather than flawed
 _ABANDONED_AFTER = 3600  # seconds without a write, after which a half-built cache has no living builder
 _CHUNK = 1 << 24
