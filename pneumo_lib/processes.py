@@ -12,10 +12,11 @@ import platform
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from datetime import timedelta
+from itertools import islice
 from multiprocessing import get_context, parent_process
 from typing import Any, NoReturn, TypeVar
 
@@ -176,19 +177,21 @@ def in_workers(
     workers = min(torch.get_num_threads(), len(items), MOST_WORKERS)
     if workers < 2 or torch.cuda.is_available():
         return [function(item) for item in progress(items, **title)]
-    waiting = []
+    coming, running, made = enumerate(items), {}, {}
     try:
-        waiting += [_workers(workers, torch.get_num_threads() // workers).submit(function, item) for item in items]
-        return [one.result() for one in progress(waiting, **title)]
+        for _ in progress(range(len(items)), **title):
+            # No more than there are workers: what waits in the pool's queue could not be taken back.
+            for number, item in islice(coming, workers - len(running)):
+                running[_submit(workers, function, item)] = number
+            one = next(as_completed(running))
+            made[running.pop(one)] = one.result()
+        return [made[number] for number in range(len(items))]
     except BrokenProcessPool as error:
         _workers.cache_clear()
         raise TrainingError(
             "a worker process was ended from outside, most likely because the memory ran out. Close other programs, "
             "or set OMP_NUM_THREADS=1 to do without workers; the same call goes on from what is stored."
         ) from error
-    finally:
-        for one in waiting:
-            one.cancel()
 
 
 def stream(
@@ -225,6 +228,15 @@ def speaks_first() -> bool:
         return True
 
 
+def _submit(workers: int, function: Callable[[Item], Made], item: Item) -> Future[Made]:
+    pool = _workers(workers, torch.get_num_threads() // workers)  # first, since to make one resets the mask below
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # what a new worker inherits until `_employ` is through
+    try:
+        return pool.submit(_interruptible, function, item)
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+
+
 @functools.cache
 def _workers(count: int, threads: int) -> ProcessPoolExecutor:
     """They stay for the next call: to start one takes as long as importing PyTorch."""
@@ -232,11 +244,24 @@ def _workers(count: int, threads: int) -> ProcessPoolExecutor:
 
 
 def _employ(threads: int) -> None:
-    """Make a worker of a new process: it has so many threads, draws no bars, and does not outlive its employer."""
+    """Make a worker of a new process: it has so many threads, draws no bars, and does not outlive its employer.
+
+    An interrupt, which a terminal and Jupyter send to all processes, ends what a worker does, never an idle worker.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
     torch.set_num_threads(threads)
     os.environ["PNEUMO_QUIET"] = "1"
     employer = parent_process()
     threading.Thread(target=lambda: (employer.join(), os._exit(1)), daemon=True).start()
+
+
+def _interruptible(function: Callable[[Item], Made], item: Item) -> Made:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return function(item)
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _below(numbers: Iterable[int], limit: int) -> Iterator[int]:

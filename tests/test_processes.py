@@ -98,7 +98,7 @@ def test_workers_share_items_and_threads(two_threads):
     told = processes.in_workers(told_by, range(20))
     assert [item for item, _, _ in told] == list(range(20)) and {threads for *_, threads in told} == {1}
     assert os.getpid() not in {worker for _, worker, _ in told}
-    with pytest.raises(DataError, match="film 0 is odd"):
+    with pytest.raises(DataError, match=r"film \d is odd"):
         processes.in_workers(refuse, range(4))
     again = processes.in_workers(told_by, range(20))
     assert {worker for _, worker, _ in again} <= {worker for _, worker, _ in told}, "they stay for the next call"
@@ -109,6 +109,33 @@ def test_a_worker_that_is_ended_is_said_and_the_next_call_finds_new_ones(two_thr
     with pytest.raises(TrainingError, match=r"worker process was ended.*memory"):
         processes.in_workers(end_at, range(8))
     assert [item for item, *_ in processes.in_workers(told_by, range(3))] == [0, 1, 2]
+
+
+@pytest.mark.slow
+def test_an_interrupt_ends_what_workers_do_and_leaves_them_ready(tmp_path):
+    program = (
+        "import time, torch\nfrom pneumo_lib import processes\nimport test_processes\n"
+        "if __name__ == '__main__':\n    torch.set_num_threads(2)\n"
+        "    for work, items in ((time.sleep, [0, 0]), (time.sleep, [60] * 8), (abs, [-1, -2])):\n"
+        "        try:\n            print(*processes.in_workers(work, items), flush=True)\n"
+        "            time.sleep(1)\n"
+        "        except KeyboardInterrupt:\n            print('interrupted', flush=True)\n"
+    )
+    (tmp_path / "employer.py").write_text(program)
+    paths = environment(PYTHONPATH=str(Path(__file__).parent))
+    employer = subprocess.Popen(
+        [sys.executable, tmp_path / "employer.py"],
+        env=paths, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    said = [employer.stdout.readline()]
+    os.killpg(employer.pid, signal.SIGINT)  # the workers are idle, their employer is not
+    said.append(employer.stdout.readline())
+    time.sleep(2)  # time for two workers to begin to sleep
+    os.killpg(employer.pid, signal.SIGINT)
+    rest, complaints = employer.communicate(timeout=30)
+    assert complaints == ""
+    assert [line.strip() for line in (*said, *rest.splitlines())] == ["None None", "interrupted", "interrupted", "1 2"]
+    assert complaints == ""
 
 
 @pytest.mark.slow

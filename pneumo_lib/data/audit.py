@@ -22,6 +22,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 from scipy.stats import norm
 
+from pneumo_lib import runtime
 from pneumo_lib.data.cache import ImageSet
 from pneumo_lib.errors import DataError
 from pneumo_lib.images import resize, to_uint8
@@ -150,14 +151,19 @@ def _candidates(query: _Films, films: _Films, part: np.ndarray, *, differ: np.nd
 def _score(query: _Films, films: _Films, pairs: np.ndarray) -> pd.DataFrame:
     """Similarity of the pairs, columns a, b and similarity; within one set (a, b) and (b, a) are one pair."""
     pairs = np.unique(np.sort(pairs, axis=1), axis=0) if query is films else pairs
-    similarity = np.zeros(len(pairs), np.float32)
-    for start in range(0, len(pairs), BATCH):
-        a, b = pairs[start : start + BATCH].T
+
+    def similarity(some: np.ndarray) -> np.ndarray:
+        a, b = some.T
+        found = np.zeros(len(some), np.float32)
         pose, agreement = _register(query.coarse[a], films.coarse[b], _REST, steps=5)
         keep = np.flatnonzero(agreement >= GATE)
         if len(keep):
-            similarity[start + keep] = _similarity(query, films, pairs[start + keep], pose[keep])
-    return pd.DataFrame({"a": pairs[:, 0], "b": pairs[:, 1], "similarity": similarity})
+            found[keep] = _similarity(query, films, some[keep], pose[keep])
+        return found
+
+    batches = [pairs[start : start + BATCH] for start in range(0, len(pairs), BATCH)]
+    scores = [np.empty(0, np.float32), *runtime.in_threads(similarity, batches)]
+    return pd.DataFrame({"a": pairs[:, 0], "b": pairs[:, 1], "similarity": np.concatenate(scores)})
 
 
 def _similarity(query: _Films, films: _Films, pairs: np.ndarray, pose: np.ndarray) -> np.ndarray:
