@@ -45,7 +45,7 @@ LAYERS = [
 ]
 INSIDE = {
     "data": [
-        ["cards", "anatomy", "picked"],
+        ["cards", "anatomy", "picked", "registration"],
         ["layout", "phantom"],
         ["folder"],
         ["mnist"],

@@ -23,17 +23,16 @@ from scipy.ndimage import gaussian_filter
 from scipy.stats import norm
 
 from pneumo_lib import runtime
+from pneumo_lib.data import registration
 from pneumo_lib.data.cache import ImageSet
 from pneumo_lib.errors import DataError
 from pneumo_lib.images import resize, to_uint8
 
 FINE, COARSE = 64, 32
-MARGIN = 16  # one part in 16 of each side is not compared: trimming changes the filtered films there
 NEIGHBOURS = 4  # candidates per film and split: copies within one split must not hide those in another
 ZOOMS = (1.0, 0.95, 1.05)  # a trimmed copy is its original, magnified
 LIKELY, GATE = 0.5, 0.8  # correlation before, and coarsely after registration, below which no time is spent on a pair
 CHUNK, BATCH = 512, 32  # films searched and pairs registered at a time: bounds the memory, and fits the processor cache
-_REST = np.float32([[1, 0, 1, 0]])  # a pose: scale x, shift x, scale y, shift y about the centre, in pixels
 _smooth = partial(gaussian_filter, axes=(1, 2), mode="nearest")
 
 
@@ -136,9 +135,14 @@ def _vectors(coarse: np.ndarray, mean: np.ndarray) -> np.ndarray:
 def _candidates(query: _Films, films: _Films, part: np.ndarray, *, differ: np.ndarray | None = None) -> np.ndarray:
     """(M, 2) rows of a query and of a nearest film in each ``part``; ``differ`` names what they must not share."""
     mean, found = films.coarse.mean(0), [np.empty((0, 2), int)]
-    targets, poses = _vectors(films.coarse, mean).T, [_REST * np.float32([zoom, 1, zoom, 1]) for zoom in ZOOMS]
+    targets, poses = (
+        _vectors(films.coarse, mean).T,
+        [registration.REST * np.float32([zoom, 1, zoom, 1]) for zoom in ZOOMS],
+    )
     for rows in (slice(start, start + CHUNK) for start in range(0, len(query.coarse), CHUNK)):
-        near = np.max([_vectors(_warp(query.coarse[rows], pose)[0], mean) @ targets for pose in poses], axis=0)
+        near = np.max(
+            [_vectors(registration.warp(query.coarse[rows], pose)[0], mean) @ targets for pose in poses], axis=0
+        )
         if differ is not None:
             near[differ[rows, None] == differ] = -1
         for members in (np.flatnonzero(part == name) for name in np.unique(part)):
@@ -155,7 +159,7 @@ def _score(query: _Films, films: _Films, pairs: np.ndarray) -> pd.DataFrame:
     def similarity(some: np.ndarray) -> np.ndarray:
         a, b = some.T
         found = np.zeros(len(some), np.float32)
-        pose, agreement = _register(query.coarse[a], films.coarse[b], _REST, steps=5)
+        pose, agreement = registration.register(query.coarse[a], films.coarse[b], registration.REST, steps=5)
         keep = np.flatnonzero(agreement >= GATE)
         if len(keep):
             found[keep] = _similarity(query, films, some[keep], pose[keep])
@@ -169,47 +173,11 @@ def _score(query: _Films, films: _Films, pairs: np.ndarray) -> pd.DataFrame:
 def _similarity(query: _Films, films: _Films, pairs: np.ndarray, pose: np.ndarray) -> np.ndarray:
     """Correlation freed of noise. The finer band tells more; its weight falls steeply where noise hides it."""
     (a, b), larger = pairs.T, pose * np.float32([1, FINE // COARSE, 1, FINE // COARSE])
-    pose, agreement = _register(query.fine[a, 0], films.fine[b, 0], larger, steps=4)
-    detail = _correlation(query.fine[a, 1], *_warp(films.fine[b, 1], pose))
+    pose, agreement = registration.register(query.fine[a, 0], films.fine[b, 0], larger, steps=4)
+    detail = registration.correlation(query.fine[a, 1], *registration.warp(films.fine[b, 1], pose))
     common = query.reliability[a] * films.reliability[b]
     plain, detail = np.minimum(1, np.stack([agreement, detail]) / np.sqrt(common.T))
     return plain + (detail - plain) * common[:, 1] ** 10
-
-
-def _register(fixed: np.ndarray, moving: np.ndarray, pose: np.ndarray, *, steps: int) -> tuple[np.ndarray, np.ndarray]:
-    """Fit the pose of each moving film; return the poses and the correlations of the overlap."""
-    for _ in range(steps):
-        pose = _gauss_newton(fixed, moving, pose)
-    return pose, _correlation(fixed, *_warp(moving, pose))
-
-
-def _warp(films: np.ndarray, pose: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(M, n, n) films resampled bilinearly, and a mask of what may be compared."""
-    n, middle = films.shape[-1], np.float32((films.shape[-1] - 1) / 2)
-    pixel, reach = np.arange(n, dtype=np.float32), middle - n // MARGIN
-    at = pose[:, ::2, None] * (pixel - middle) + pose[:, 1::2, None] + middle
-    weights = np.maximum(0, 1 - np.abs(at[..., None] - pixel))
-    inside = ((np.abs(at - middle) <= reach) & (np.abs(pixel - middle) <= reach)).astype(np.float32)
-    return weights[:, 1] @ films @ weights[:, 0].transpose(0, 2, 1), inside[:, 1, :, None] * inside[:, 0, None, :]
-
-
-def _gauss_newton(fixed: np.ndarray, moving: np.ndarray, pose: np.ndarray) -> np.ndarray:
-    """One step of least squares in pose, gain and offset, kept within 15 % of scale and a tenth of the film."""
-    n = fixed.shape[-1]
-    centred = (np.arange(n, dtype=np.float32) * 2 - (n - 1)) / n
-    warped, inside = _warp(moving, pose)
-    dy, dx = np.gradient(warped, axis=(1, 2))
-    columns = np.stack([dx * centred, dx, dy * centred[:, None], dy, warped, np.ones_like(warped)], 1)
-    jacobian = (columns * inside[:, None]).reshape(len(fixed), 6, -1)
-    normal = jacobian @ jacobian.transpose(0, 2, 1) + 1e-3 * n * np.eye(6, dtype=np.float32)
-    fit = np.linalg.solve(normal, jacobian @ (fixed * inside).reshape(len(fixed), -1, 1))[..., 0]
-    move = np.clip(fit[:, :4] / np.maximum(fit[:, 4:5], 0.3), -1.5, 1.5) * np.float32([2 / n, 1, 2 / n, 1])
-    return _REST + np.clip(pose + move - _REST, *np.outer([-1, 1], np.float32([0.15, n / 10, 0.15, n / 10])))
-
-
-def _correlation(a: np.ndarray, b: np.ndarray, inside: np.ndarray) -> np.ndarray:
-    a, b = ((x - np.mean(x, (1, 2), where=inside > 0, keepdims=True)) * inside for x in (a, b))
-    return (a * b).sum((1, 2)) / np.sqrt((a * a).sum((1, 2)) * (b * b).sum((1, 2)) + 1e-9)
 
 
 def _sent(film: np.ndarray, rng: np.random.Generator, *, sigma: float = 0.0, quality: int = 75) -> np.ndarray:
