@@ -30,10 +30,10 @@ serve: setup ## start the diagnosis service on http://127.0.0.1:8000; ARGS="--ru
 	$(BIN)/pneumo serve $(ARGS)
 
 test: setup ## run all tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-fast: setup ## run the tests that train nothing and start no browser
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile -m "not slow" $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder -m "not slow" $(ARGS)
 
 bench: setup ## time training and inference beside the usual ways; needs pip install -e '.[bench]' for two of them
 	$(BIN)/pneumo benchmark $(ARGS)

@@ -1,5 +1,6 @@
-"""What a network said of test films: predictions and card of a finished trial, as its folder holds them."""
+"""What networks said of test films: tables of predictions as files hold them, and what follows from those alone."""
 
+import itertools
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from pneumo_lib import calibration, metrics
 from pneumo_lib.errors import DataError
 
 PREDICTIONS = "predictions.csv"
@@ -106,3 +108,64 @@ def decided(probabilities: np.ndarray, card: dict[str, Any]) -> np.ndarray:
         return probabilities.argmax(axis=1)
     k = card["classes"].index(card["positive"])
     return np.where(probabilities[:, k] >= card["decision"]["cut"], k, 1 - k)
+
+
+def arrays(
+    predictions: pd.DataFrame, classes: tuple[str, ...], temperature: float = 1.0
+) -> tuple[np.ndarray, np.ndarray]:
+    """y_true (N,) int and y_prob (N, C) at a temperature, from rows of `pipeline.predict`."""
+    prob = predictions[[f"p_{c}" for c in classes]].to_numpy(float)
+    y_true = pd.Index(classes).get_indexer(predictions["label"])
+    return y_true, calibration.softmax(np.log(np.clip(prob, 1e-30, 1)), temperature)
+
+
+def by_class(predictions: pd.DataFrame) -> dict[tuple[str, str], pd.DataFrame]:
+    """`metrics.classification_table` of each (system, protocol), from rows of `pipeline.predict`."""
+    classes, pairs = _classes(predictions), predictions.groupby(["system", "protocol"], sort=False)
+    return {pair: metrics.classification_table(*arrays(part, classes), classes, seed=0) for pair, part in pairs}
+
+
+def confidence(predictions: pd.DataFrame, *, temperature: float, threshold: float) -> pd.DataFrame:
+    """What confidence is worth, one row per system and protocol, from rows of `pipeline.predict`.
+
+    Args:
+        temperature: divides the logits before anything else; 1 leaves the probabilities as they are.
+        threshold: films below this confidence stay undecided.
+
+    Returns:
+        Columns system, protocol, ece_before, ece, brier (both at the temperature), decided and decided_accuracy
+        (Estimate).
+    """
+    classes, rows = _classes(predictions), []
+    for (system, protocol), part in predictions.groupby(["system", "protocol"], sort=False):
+        y_true, y_prob = arrays(part, classes, temperature)
+        row = {"system": system, "protocol": protocol}
+        row |= {"ece_before": calibration.ece(y_true, arrays(part, classes)[1])}
+        row |= {"ece": calibration.ece(y_true, y_prob), "brier": calibration.brier(y_true, y_prob)}
+        decided = calibration.selective(y_true, y_prob, threshold)
+        rows.append(row | {"decided": decided.coverage, "decided_accuracy": decided.accuracy})
+    return pd.DataFrame(rows)
+
+
+def disagreements(predictions: pd.DataFrame) -> pd.DataFrame:
+    """McNemar's test of every two systems that answered for the same films, from rows of `pipeline.predict`.
+
+    Returns:
+        Columns protocol, first, second, only_first and only_second (films that one alone has right), p, difference
+        (Estimate, accuracy of the first minus the second).
+    """
+    rows = []
+    for protocol, part in predictions.groupby("protocol", sort=False):
+        said = part.pivot(index="path", columns="system", values="predicted")
+        truth = part.drop_duplicates("path").set_index("path")["label"].loc[said.index]
+        for first, second in itertools.combinations(part["system"].unique(), 2):
+            both = said[[first, second]].dropna()
+            right = both.eq(truth.loc[both.index], axis=0).to_numpy(int)
+            test = metrics.mcnemar(np.ones(len(both), int), right[:, 0], right[:, 1])
+            told = {"protocol": protocol, "first": first, "second": second, "only_first": test.b, "only_second": test.c}
+            rows.append(told | {"p": test.p, "difference": test.difference})
+    return pd.DataFrame(rows)
+
+
+def _classes(predictions: pd.DataFrame) -> tuple[str, ...]:
+    return tuple(name.removeprefix("p_") for name in predictions.filter(regex="^p_"))

@@ -8,7 +8,19 @@ from typing import Annotated, Any
 import pandas as pd
 import typer
 
-from pneumo_lib import ablation, answers, comparison, evaluation, pipeline, processes, runs, runtime, systems, trials
+from pneumo_lib import (
+    ablation,
+    answers,
+    comparison,
+    evaluation,
+    metrics,
+    pipeline,
+    processes,
+    runs,
+    runtime,
+    systems,
+    trials,
+)
 from pneumo_lib import config as configs
 from pneumo_lib import publish as publishing
 from pneumo_lib.cli_data import CACHE, CacheOption
@@ -95,6 +107,8 @@ def evaluate(
     predictions: Annotated[
         str, typer.Option(metavar="FILE", help="Recompute from stored predictions instead: no films, no networks.")
     ] = "",
+    temperature: Annotated[float, typer.Option(help="Of the stored probabilities, for calibration.", min=0.01)] = 1.0,
+    threshold: Annotated[float, typer.Option(help="Confidence below which films stay undecided.", min=0, max=1)] = 0.0,
     cache: CacheOption = CACHE,
     publish: Annotated[
         bool, typer.Option(help="Copy its systems' answers to figures/, and make the table there.")
@@ -107,7 +121,7 @@ def evaluate(
     if bool(run) == bool(predictions):
         raise UsageError("give either a run folder or --predictions FILE.")
     if predictions:
-        _recompute(runtime.locate(predictions))
+        _recompute(runtime.locate(predictions), temperature, threshold)
         return
     folder = runtime.locate(run)
     done = comparison.evaluate(folder, cache)
@@ -127,12 +141,21 @@ def evaluate(
     typer.echo(evaluation.accuracies(pd.concat(tables)).to_string(index=False))
 
 
-def _recompute(file: Path) -> None:
+def _recompute(file: Path, temperature: float, threshold: float) -> None:
     table = answers.read_predictions(file)
     typer.echo(evaluation.accuracies(table).to_string(index=False))
-    for (system, protocol), scores in pipeline.by_class(table).items():
-        typer.echo(f"\n{system}, {protocol}:")
-        typer.echo(scores.map(lambda cell: cell.text() if hasattr(cell, "text") else cell).to_string())
+    for (system, protocol), scores in answers.by_class(table).items():
+        typer.echo(f"\n{system}, {protocol}:\n{_shown(scores).to_string()}")
+    worth = answers.confidence(table, temperature=temperature, threshold=threshold)
+    typer.echo(f"\nat temperature {temperature:g}, undecided below {threshold:g}:")
+    typer.echo(_shown(worth).to_string(index=False, float_format="%.4f"))
+    compared = answers.disagreements(table)
+    if len(compared):
+        typer.echo(f"\nfilms that only one of two has right (McNemar):\n{_shown(compared).to_string(index=False)}")
+
+
+def _shown(table: pd.DataFrame) -> pd.DataFrame:
+    return table.map(lambda cell: cell.text() if isinstance(cell, metrics.Estimate) else cell)
 
 
 def given(preset: Preset, data_dir: str, pairs: list[str] | None) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from pneumo_lib import calibration, evaluation, metrics, models, processes, runs, runtime, steps, training
+from pneumo_lib import calibration, evaluation, models, processes, runs, runtime, steps, training
 from pneumo_lib.config import Config
 from pneumo_lib.data import ImageSet, open_folder, phantom
 from pneumo_lib.errors import DataError
@@ -219,22 +219,6 @@ def films_at(images: ImageSet, paths: pd.Series) -> Films:
     """The films with those paths, in that order."""
     rows = pd.Series(range(len(images)), index=images.table["path"]).loc[list(paths)].to_numpy()
     return Films(images.images[rows], images.labels[rows], list(paths))
-
-
-def arrays(
-    predictions: pd.DataFrame, classes: tuple[str, ...], temperature: float = 1.0
-) -> tuple[np.ndarray, np.ndarray]:
-    """y_true (N,) int and y_prob (N, C) at a temperature, from rows of `predict`."""
-    prob = predictions[[f"p_{c}" for c in classes]].to_numpy(float)
-    y_true = pd.Index(classes).get_indexer(predictions["label"])
-    return y_true, calibration.softmax(np.log(np.clip(prob, 1e-30, 1)), temperature)
-
-
-def by_class(predictions: pd.DataFrame) -> dict[tuple[str, str], pd.DataFrame]:
-    """`metrics.classification_table` of each (system, protocol), from rows of `predict`."""
-    classes = tuple(name.removeprefix("p_") for name in predictions.filter(regex="^p_"))
-    pairs = predictions.groupby(["system", "protocol"], sort=False)
-    return {pair: metrics.classification_table(*arrays(part, classes), classes, seed=0) for pair, part in pairs}
 
 
 def _phantoms(config: Config, cache_dir: Path) -> Path:

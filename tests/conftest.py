@@ -12,6 +12,12 @@ from pneumo_lib import config, data, pipeline, runs
 
 pytest_plugins = ["service_app"]
 SIZES = {"train": 90, "test": 24, "noisy_test": 9}
+LONGEST = ("test_processes.py", "test_service_server.py", "test_service_browser.py", "test_benchmarks.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A file stays with one worker, so the longest come first: in the end nobody waits for the last of them."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from pneumo_lib import answers, evaluation, pipeline
+from pneumo_lib import answers, evaluation
 from pneumo_lib.errors import DataError
 
 FIGURES = Path(__file__).parents[1] / "figures"
@@ -27,7 +27,7 @@ def test_a_table_is_read_as_it_was_written(file):
     table = answers.read_predictions(file)
     assert table["predicted"].tolist() == ["NA", "NORMAL"], "a class may be called NA"
     assert evaluation.accuracies(table)[["value", "n"]].to_numpy().tolist() == [[0.5, 2]]
-    (pair,), (scores,) = zip(*pipeline.by_class(table).items(), strict=True)
+    (pair,), (scores,) = zip(*answers.by_class(table).items(), strict=True)
     assert pair == ("cnn2", "clean") and scores.loc["NORMAL", "recall"].value == 0.5
 
 
@@ -65,3 +65,45 @@ def test_the_published_accuracies_follow_from_the_published_predictions():
         assert {name: row[name] for name in ("system", "protocol", "value", "low", "high", "n")} == {
             name: published[name] for name in ("system", "protocol", "value", "low", "high", "n")
         }
+
+
+def test_the_published_claims_on_confidence_follow_from_the_published_predictions():
+    metrics_of = json.loads((FIGURES / "metrics.json").read_text())
+    decision, told = metrics_of["03"]["decision"], metrics_of["06"]
+    table = answers.read_predictions(FIGURES / answers.PREDICTIONS)
+    found = answers.confidence(table, temperature=decision["temperature"], threshold=decision["threshold"])
+    (row,) = found[(found["system"] == "cnn2_on_unet_denoiser") & (found["protocol"] == "test_noise")].to_dict(
+        "records"
+    )
+    assert {"before": row["ece_before"], "after": row["ece"]} == told["ece"]
+    assert row["decided"].to_dict() == told["decided"]
+    assert row["decided_accuracy"].to_dict() == told["decided_accuracy"]
+
+
+def test_systems_are_compared_on_the_films_that_both_answered_for():
+    def rows(system, labels, answers, protocol="clean"):
+        facts = {"system": system, "protocol": protocol}
+        return [
+            ROW | facts | {"path": f"{k}.png", "label": label, "predicted": said}
+            for k, (label, said) in enumerate(zip(labels, answers, strict=True))
+        ]
+
+    truth = ["NA", "NA", "NORMAL", "NORMAL"]
+    table = pd.DataFrame(
+        rows("a", truth, truth)
+        + rows("b", truth[:3], ["NORMAL", "NA", "NA"])
+        + rows("a", truth[:1], truth[:1], "test_noise")
+    )
+    (row,) = answers.disagreements(table).to_dict("records")
+    assert (row["protocol"], row["first"], row["second"]) == ("clean", "a", "b"), "alone there is nothing to compare"
+    assert (row["only_first"], row["only_second"], row["p"], row["difference"].n) == (2, 0, 0.5, 3)
+
+
+def test_the_published_mcnemar_sentence_follows_from_the_published_predictions():
+    table = answers.read_predictions(FIGURES / answers.PREDICTIONS)
+    compared = answers.disagreements(table).set_index("protocol")
+    assert len(compared) == 3 and (compared["only_first"] + compared["only_second"] > 0).all()
+    accuracy = evaluation.accuracies(table).set_index(["protocol", "system"])["value"]
+    for protocol, row in compared.iterrows():
+        expected = accuracy[protocol, row["first"]] - accuracy[protocol, row["second"]]
+        assert row["difference"].value == pytest.approx(expected)

@@ -119,3 +119,12 @@ def test_what_is_published_is_what_was_measured():
     best = max(row["films/s"] for row in training if not row["way"].startswith("ours"))
     for number in (training[0]["films/s"], training[1]["films/s"], best, *(row["films/s"] for row in answering)):
         assert str(number) in readme[readme.index("## Speed") :]
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_films_of_an_epoch():
+    """With memory kept, a small tensor left over from every step once took 5 MB each, for it splits a large block."""
+    command = [sys.executable, ROOT / "benchmarks" / "films_on_disk.py", "--rounds", "0", "--films", "4000"]
+    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    own = [float(line.split("|")[3]) for line in told.splitlines() if line[:2] == "| " and line[2].isdigit()]
+    assert len(own) == 7 and own[-1] < own[1] + 60, told

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pneumo_lib import calibration, evaluation, images, models, pipeline, runs
+from pneumo_lib import answers, calibration, evaluation, images, models, pipeline, runs
 from pneumo_lib.data import CLASSES
 from pneumo_lib.decision import Diagnosis
 from pneumo_lib.diagnosis import TOGETHER, Diagnoser, list_films, list_models
@@ -120,7 +120,7 @@ def test_films_are_prepared_as_in_the_data_set(diagnoser, tiny_images):
 def test_a_film_gets_the_answer_that_the_evaluation_gave(diagnoser, tiny_run, tiny_images, paths):
     clean = next(p for p in pipeline.protocols(tiny_run.config, tiny_images) if p.name == "clean")
     table = pipeline.predict(tiny_run, tiny_images, "unet_denoiser", clean)
-    expected = pipeline.arrays(table, CLASSES, diagnoser.temperature)[1]
+    expected = answers.arrays(table, CLASSES, diagnoser.temperature)[1]
     found = np.array([list(diagnoser.diagnose(path).probabilities.values()) for path in paths])
     assert found == pytest.approx(expected, abs=6e-4)
     assert [CLASSES[k] for k in found.argmax(axis=1)] == table["predicted"].tolist()

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
-from pneumo_lib import calibration, config, evaluation, models, pipeline, runs, systems
+from pneumo_lib import answers, calibration, config, evaluation, models, pipeline, runs, systems
 from pneumo_lib.data import CLASSES, phantom
 from pneumo_lib.errors import DataError, TrainingError, UsageError
 
@@ -281,17 +281,17 @@ def test_predictions_survive_their_csv(predictions, tmp_path, tiny_config):
 
 
 def test_arrays_give_back_the_stored_probabilities_and_take_a_temperature(predictions):
-    y_true, y_prob = pipeline.arrays(predictions, CLASSES)
+    y_true, y_prob = answers.arrays(predictions, CLASSES)
     assert y_prob == pytest.approx(predictions[PROBABILITIES].to_numpy(), abs=1e-12)
     assert [CLASSES[k] for k in y_true] == predictions["label"].tolist()
-    hot = pipeline.arrays(predictions, CLASSES, 3.0)[1]
+    hot = answers.arrays(predictions, CLASSES, 3.0)[1]
     assert hot.sum(axis=1) == pytest.approx(1) and (hot.max(axis=1) < y_prob.max(axis=1)).all()
     assert np.array_equal(hot.argmax(axis=1), y_prob.argmax(axis=1))
 
 
 def test_arrays_take_a_certain_answer():
     sure = pd.DataFrame({"label": ["NORMAL"], "p_COVID19": [0.0], "p_NORMAL": [1.0], "p_PNEUMONIA": [0.0]})
-    y_prob = pipeline.arrays(sure, CLASSES, 0.5)[1]
+    y_prob = answers.arrays(sure, CLASSES, 0.5)[1]
     assert np.isfinite(y_prob).all() and y_prob[0] == pytest.approx([0, 1, 0])
 
 
