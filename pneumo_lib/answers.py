@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from pneumo_lib import calibration, metrics
-from pneumo_lib.errors import DataError
+from pneumo_lib.errors import DataError, UsageError
 
 PREDICTIONS = "predictions.csv"
 TEXTS = ("path", "protocol", "system", "label", "predicted")  # columns that every table of predictions has
@@ -135,7 +135,15 @@ def confidence(predictions: pd.DataFrame, *, temperature: float, threshold: floa
     Returns:
         Columns system, protocol, ece_before, ece, brier (both at the temperature), decided and decided_accuracy
         (Estimate).
+
+    Raises:
+        UsageError: a temperature that is not above 0, or a threshold outside 0 to 1.
     """
+    if not (temperature > 0 and 0 <= threshold <= 1):
+        raise UsageError(
+            f"temperature is {temperature:g} and threshold {threshold:g}; expected are a temperature above 0 and a "
+            "threshold between 0 and 1."
+        )
     classes, rows = _classes(predictions), []
     for (system, protocol), part in predictions.groupby(["system", "protocol"], sort=False):
         y_true, y_prob = arrays(part, classes, temperature)

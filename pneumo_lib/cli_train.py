@@ -107,8 +107,8 @@ def evaluate(
     predictions: Annotated[
         str, typer.Option(metavar="FILE", help="Recompute from stored predictions instead: no films, no networks.")
     ] = "",
-    temperature: Annotated[float, typer.Option(help="Of the stored probabilities, for calibration.", min=0.01)] = 1.0,
-    threshold: Annotated[float, typer.Option(help="Confidence below which films stay undecided.", min=0, max=1)] = 0.0,
+    temperature: Annotated[float, typer.Option(help="Of the stored probabilities, for calibration.")] = 1.0,
+    threshold: Annotated[float, typer.Option(help="Confidence below which films stay undecided.")] = 0.0,
     cache: CacheOption = CACHE,
     publish: Annotated[
         bool, typer.Option(help="Copy its systems' answers to figures/, and make the table there.")
@@ -143,15 +143,16 @@ def evaluate(
 
 def _recompute(file: Path, temperature: float, threshold: float) -> None:
     table = answers.read_predictions(file)
+    worth = answers.confidence(table, temperature=temperature, threshold=threshold)
     typer.echo(evaluation.accuracies(table).to_string(index=False))
     for (system, protocol), scores in answers.by_class(table).items():
         typer.echo(f"\n{system}, {protocol}:\n{_shown(scores).to_string()}")
-    worth = answers.confidence(table, temperature=temperature, threshold=threshold)
     typer.echo(f"\nat temperature {temperature:g}, undecided below {threshold:g}:")
     typer.echo(_shown(worth).to_string(index=False, float_format="%.4f"))
     compared = answers.disagreements(table)
     if len(compared):
-        typer.echo(f"\nfilms that only one of two has right (McNemar):\n{_shown(compared).to_string(index=False)}")
+        typer.echo("\nfilms that only one of two has right (McNemar):")
+        typer.echo(_shown(compared).to_string(index=False, float_format="%.3g"))
 
 
 def _shown(table: pd.DataFrame) -> pd.DataFrame:

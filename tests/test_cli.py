@@ -376,7 +376,8 @@ def test_evaluate_recomputes_what_predictions_say(pneumo, tiny_run, tiny_images,
     assert f"cnn2_on_unet_denoiser, {protocol.name}:" in ended.out and "macro average" in ended.out
     told = pneumo("evaluate", "--predictions", tmp_path / "said.csv", "--temperature", "2", "--threshold", "0.99").out
     assert "at temperature 2, undecided below 0.99:" in told and told != ended.out
-    assert "temperature" in pneumo("evaluate", "--predictions", tmp_path / "said.csv", "--temperature", "0").fault(2)
+    for option, value in (("--temperature", "0"), ("--temperature", "nan"), ("--threshold", "1.5")):
+        assert "expected are" in pneumo("evaluate", "--predictions", tmp_path / "said.csv", option, value).fault(2)
     assert "either" in pneumo("evaluate").fault(2)
     assert "either" in pneumo("evaluate", tiny_run.path, "--predictions", tmp_path / "said.csv").fault(2)
     assert "cannot be read" in pneumo("evaluate", "--predictions", tmp_path / "nothing.csv").fault(3)
