@@ -161,8 +161,14 @@ def disagreements(predictions: pd.DataFrame) -> pd.DataFrame:
     Returns:
         Columns protocol, first, second, only_first and only_second (films that one alone has right), p, difference
         (Estimate, accuracy of the first minus the second).
+
+    Raises:
+        DataError: a system answered twice for a film under one protocol.
     """
-    rows = []
+    rows, twice = [], predictions.duplicated(["path", "protocol", "system"])
+    if twice.any():
+        first = predictions[twice].iloc[0]
+        raise DataError(f"{first['system']} answers for {first['path']} twice under {first['protocol']}.")
     for protocol, part in predictions.groupby("protocol", sort=False):
         said = part.pivot(index="path", columns="system", values="predicted")
         truth = part.drop_duplicates("path").set_index("path")["label"].loc[said.index]

@@ -24,7 +24,8 @@ from pneumo_lib import (
 from pneumo_lib import config as configs
 from pneumo_lib import publish as publishing
 from pneumo_lib.cli_data import CACHE, CacheOption
-from pneumo_lib.errors import UsageError
+from pneumo_lib.data import audit
+from pneumo_lib.errors import DataError, UsageError
 from pneumo_lib.models import WEIGHTS
 from pneumo_lib.recipe import one_of
 
@@ -107,6 +108,9 @@ def evaluate(
     predictions: Annotated[
         str, typer.Option(metavar="FILE", help="Recompute from stored predictions instead: no films, no networks.")
     ] = "",
+    pairs: Annotated[
+        str, typer.Option(metavar="FILE", help="audit_pairs.csv, to leave out films that stand in train or val too.")
+    ] = "",
     temperature: Annotated[float, typer.Option(help="Of the stored probabilities, for calibration.")] = 1.0,
     threshold: Annotated[float, typer.Option(help="Confidence below which films stay undecided.")] = 0.0,
     cache: CacheOption = CACHE,
@@ -120,8 +124,10 @@ def evaluate(
     """
     if bool(run) == bool(predictions):
         raise UsageError("give either a run folder or --predictions FILE.")
+    if pairs and not predictions:
+        raise UsageError("--pairs goes with --predictions FILE.")
     if predictions:
-        _recompute(runtime.locate(predictions), temperature, threshold)
+        _recompute(predictions, pairs, temperature, threshold)
         return
     folder = runtime.locate(run)
     done = comparison.evaluate(folder, cache)
@@ -141,15 +147,19 @@ def evaluate(
     typer.echo(evaluation.accuracies(pd.concat(tables)).to_string(index=False))
 
 
-def _recompute(file: Path, temperature: float, threshold: float) -> None:
-    table = answers.read_predictions(file)
+def _recompute(predictions: str, pairs: str, temperature: float, threshold: float) -> None:
+    table = answers.read_predictions(runtime.locate(predictions))
+    if pairs:
+        table = pipeline.without_copies(table, audit.read_pairs(runtime.locate(pairs)))
+    if table.empty:
+        raise DataError(f"{predictions} has no film {'without a copy in train or val' if pairs else 'at all'}.")
+    compared = answers.disagreements(table)
     worth = answers.confidence(table, temperature=temperature, threshold=threshold)
     typer.echo(evaluation.accuracies(table).to_string(index=False))
     for (system, protocol), scores in answers.by_class(table).items():
         typer.echo(f"\n{system}, {protocol}:\n{_shown(scores).to_string()}")
     typer.echo(f"\nat temperature {temperature:g}, undecided below {threshold:g}:")
     typer.echo(_shown(worth).to_string(index=False, float_format="%.4f"))
-    compared = answers.disagreements(table)
     if len(compared):
         typer.echo("\nfilms that only one of two has right (McNemar):")
         typer.echo(_shown(compared).to_string(index=False, float_format="%.3g"))

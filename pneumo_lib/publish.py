@@ -13,6 +13,7 @@ from pneumo_lib.answers import PREDICTIONS, Finished
 from pneumo_lib.metrics import Estimate
 from pneumo_lib.runs import Run
 
+PAIRS = "audit_pairs.csv"
 TITLES = {
     "test_noise": "test + noise, denoised",
     "noisy_test": "`noisy_test`, denoised",
@@ -23,7 +24,7 @@ HEAD = ("| on test films | measured here, 95 % interval | n | reported by the so
 
 
 def publish(run: Run, target: Path) -> None:
-    """Copy a run's figures, metrics, results table and predictions to a folder; older ones there are replaced.
+    """Copy a run's figures, metrics, results table, predictions and copies to a folder; older ones are replaced.
 
     What notebooks left there that this run did not execute stays.
 
@@ -37,7 +38,7 @@ def publish(run: Run, target: Path) -> None:
     target.mkdir(parents=True, exist_ok=True)
     for old in (path for name in fresh for path in target.glob(f"{name}_*.png")):
         old.unlink()
-    for made in [*sorted(run.figures.glob("*.png")), run.path / PREDICTIONS]:
+    for made in [*sorted(run.figures.glob("*.png")), run.path / PREDICTIONS, run.path / PAIRS]:
         if made.exists():
             shutil.copyfile(made, target / made.name)
     runs.write_text(target / "metrics.json", json.dumps(metrics, indent=1, sort_keys=True) + "\n")

@@ -6,7 +6,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from pneumo_lib import answers, evaluation
+from pneumo_lib import answers, evaluation, pipeline
+from pneumo_lib.data import audit
 from pneumo_lib.errors import DataError
 
 FIGURES = Path(__file__).parents[1] / "figures"
@@ -97,6 +98,8 @@ def test_systems_are_compared_on_the_films_that_both_answered_for():
     (row,) = answers.disagreements(table).to_dict("records")
     assert (row["protocol"], row["first"], row["second"]) == ("clean", "a", "b"), "alone there is nothing to compare"
     assert (row["only_first"], row["only_second"], row["p"], row["difference"].n) == (2, 0, 0.5, 3)
+    with pytest.raises(DataError, match=r"a answers for 0\.png twice under clean"):
+        answers.disagreements(pd.concat([table, table]))
 
 
 def test_the_published_mcnemar_sentence_follows_from_the_published_predictions():
@@ -107,3 +110,22 @@ def test_the_published_mcnemar_sentence_follows_from_the_published_predictions()
     for protocol, row in compared.iterrows():
         expected = accuracy[protocol, row["first"]] - accuracy[protocol, row["second"]]
         assert row["difference"].value == pytest.approx(expected)
+
+
+def test_the_published_accuracies_without_copies_follow_from_the_published_pairs():
+    table = answers.read_predictions(FIGURES / answers.PREDICTIONS)
+    distinct = pipeline.without_copies(table, audit.read_pairs(FIGURES / "audit_pairs.csv"))
+    told = json.loads((FIGURES / "metrics.json").read_text())
+    assert evaluation.accuracies(distinct).to_dict("records") == told["06"]["distinct"]
+    lost = table.groupby("protocol")["path"].nunique() - distinct.groupby("protocol")["path"].nunique()
+    assert lost[["noisy_test", "clean"]].tolist() == [told["01"]["copies"][split] for split in ("noisy_test", "test")]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [(None, "cannot be read"), ("a,b\n1,2\n", "no column path_a, path_b, split_a, split_b")]
+)
+def test_what_is_no_table_of_pairs_is_refused(tmp_path, text, message):
+    if text:
+        (tmp_path / "pairs.csv").write_text(text)
+    with pytest.raises(DataError, match=message):
+        audit.read_pairs(tmp_path / "pairs.csv")

@@ -376,6 +376,15 @@ def test_evaluate_recomputes_what_predictions_say(pneumo, tiny_run, tiny_images,
     assert f"cnn2_on_unet_denoiser, {protocol.name}:" in ended.out and "macro average" in ended.out
     told = pneumo("evaluate", "--predictions", tmp_path / "said.csv", "--temperature", "2", "--threshold", "0.99").out
     assert "at temperature 2, undecided below 0.99:" in told and told != ended.out
+    pd.DataFrame({"path_a": table["path"][:20], "split_a": "test", "path_b": "train/x.png", "split_b": "train"}).to_csv(
+        tmp_path / "pairs.csv", index=False
+    )
+    left = pneumo("evaluate", "--predictions", tmp_path / "said.csv", "--pairs", tmp_path / "pairs.csv").out
+    assert evaluation.accuracies(table[20:]).to_string(index=False).strip() in left
+    table[:20].to_csv(tmp_path / "copies.csv", index=False)
+    alone = pneumo("evaluate", "--predictions", tmp_path / "copies.csv", "--pairs", tmp_path / "pairs.csv").fault(3)
+    assert "no film without a copy" in alone
+    assert "--pairs goes with" in pneumo("evaluate", tiny_run.path, "--pairs", tmp_path / "pairs.csv").fault(2)
     for option, value in (("--temperature", "0"), ("--temperature", "nan"), ("--threshold", "1.5")):
         assert "expected are" in pneumo("evaluate", "--predictions", tmp_path / "said.csv", option, value).fault(2)
     assert "either" in pneumo("evaluate").fault(2)

@@ -65,9 +65,16 @@ def test_figures_and_numbers_are_copied_and_films_are_not(run, tmp_path):
     target = tmp_path / "figures"
     target.mkdir()
     (target / "01_old.png").write_bytes(b"of another run")
-    runs.write_text(run.path / answers.PREDICTIONS, "of every film")
+    for table in (answers.PREDICTIONS, "audit_pairs.csv"):
+        runs.write_text(run.path / table, "of every film")
     publish.publish(run, target)
-    assert {path.name for path in target.iterdir()} == {"01_a.png", "metrics.json", "results.md", "predictions.csv"}
+    assert {path.name for path in target.iterdir()} == {
+        "01_a.png",
+        "metrics.json",
+        "results.md",
+        "predictions.csv",
+        "audit_pairs.csv",
+    }
     assert json.loads((target / "metrics.json").read_text())["01"] == ALL["01"]
 
 

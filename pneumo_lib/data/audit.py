@@ -67,6 +67,17 @@ class Audit:
             getattr(self, name).to_csv(Path(folder) / f"audit_{name}.csv", index=False, float_format="%.4f")
 
 
+def read_pairs(path: str | Path) -> pd.DataFrame:
+    """`Audit.pairs` from the file that `Audit.write` makes, `audit_pairs.csv`; a DataError where it is none."""
+    try:
+        pairs = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read as a table of pairs: {error}.") from error
+    if missing := sorted({"path_a", "split_a", "path_b", "split_b"} - {*pairs}):
+        raise DataError(f"{path} is no table of pairs: it has no column {', '.join(missing)}.")
+    return pairs
+
+
 def audit(image_set: ImageSet, *, hashes: bool = True, planted: int = 60, seed: int = 0) -> Audit:
     """Look for copies and shared patients within and between the splits of ``image_set``.
 
@@ -135,14 +146,11 @@ def _vectors(coarse: np.ndarray, mean: np.ndarray) -> np.ndarray:
 def _candidates(query: _Films, films: _Films, part: np.ndarray, *, differ: np.ndarray | None = None) -> np.ndarray:
     """(M, 2) rows of a query and of a nearest film in each ``part``; ``differ`` names what they must not share."""
     mean, found = films.coarse.mean(0), [np.empty((0, 2), int)]
-    targets, poses = (
-        _vectors(films.coarse, mean).T,
-        [registration.REST * np.float32([zoom, 1, zoom, 1]) for zoom in ZOOMS],
-    )
+    targets = _vectors(films.coarse, mean).T
+    poses = [registration.REST * np.float32([zoom, 1, zoom, 1]) for zoom in ZOOMS]
     for rows in (slice(start, start + CHUNK) for start in range(0, len(query.coarse), CHUNK)):
-        near = np.max(
-            [_vectors(registration.warp(query.coarse[rows], pose)[0], mean) @ targets for pose in poses], axis=0
-        )
+        posed = [registration.warp(query.coarse[rows], pose)[0] for pose in poses]
+        near = np.max([_vectors(coarse, mean) @ targets for coarse in posed], axis=0)
         if differ is not None:
             near[differ[rows, None] == differ] = -1
         for members in (np.flatnonzero(part == name) for name in np.unique(part)):
