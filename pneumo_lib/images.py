@@ -12,9 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-import torch
 from PIL import ExifTags, Image, ImageChops, ImageOps, JpegImagePlugin, PngImagePlugin
-from torch import nn
 
 from pneumo_lib import dicom, guards
 from pneumo_lib.errors import ImageError, UsageError
@@ -103,6 +101,9 @@ def resize(pixels: np.ndarray, size: int) -> np.ndarray:
     Returns:
         float32 (size, size) in [0, 1], a new array.
     """
+    import torch  # here, so that who only reads films needs no gigabytes of address space
+    from torch import nn
+
     film = torch.from_numpy(np.require(pixels, np.float32, "W"))[None, None]
     scaled = nn.functional.interpolate(film, (size, size), mode="bilinear", antialias=True)
     return np.clip(scaled[0, 0].numpy(), 0, 1)

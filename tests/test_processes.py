@@ -114,8 +114,9 @@ def test_a_worker_that_is_ended_is_said_and_the_next_call_finds_new_ones(two_thr
 @pytest.mark.slow
 def test_an_interrupt_ends_what_workers_do_and_leaves_them_ready(tmp_path):
     program = (
-        "import time, torch\nfrom pneumo_lib import processes\nimport test_processes\n"
+        "import signal, time, torch\nfrom pneumo_lib import processes\nimport test_processes\n"
         "if __name__ == '__main__':\n    torch.set_num_threads(2)\n"
+        "    signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs in the background begin without it\n"
         "    for work, items in ((time.sleep, [0, 0]), (time.sleep, [60] * 8), (abs, [-1, -2])):\n"
         "        try:\n            print(*processes.in_workers(work, items), flush=True)\n"
         "            time.sleep(1)\n"
