@@ -68,7 +68,7 @@ class Film:
 
 
 def read(source: Source, *, name: str = "", max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """Return the grey levels of a film, float32 (H, W) in [0, 1]; see :func:`open_film`, whose notes cost time."""
+    """Return the grey levels of a film, float32 (H, W) in [0, 1]; like :func:`open_film` without notes."""
     return _open(source, name, max_pixels, noted=False).pixels
 
 

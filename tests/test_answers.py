@@ -102,7 +102,7 @@ def test_systems_are_compared_on_the_films_that_both_answered_for():
         answers.disagreements(pd.concat([table, table]))
 
 
-def test_the_published_mcnemar_sentence_follows_from_the_published_predictions():
+def test_comparisons_and_accuracies_of_the_published_predictions_agree():
     table = answers.read_predictions(FIGURES / answers.PREDICTIONS)
     compared = answers.disagreements(table).set_index("protocol")
     assert len(compared) == 3 and (compared["only_first"] + compared["only_second"] > 0).all()
