@@ -16,7 +16,8 @@ from pneumo_lib.data.duplicates import without_duplicates
 from pneumo_lib.recipe import Scale
 from pneumo_lib.runs import Run, SavedModel, load_model
 from pneumo_lib.steps import Corruption, DenoisingStep
-from pneumo_lib.systems import COVID, SYSTEMS, Reported, System
+from pneumo_lib.system import Reported, System
+from pneumo_lib.systems import COVID, SYSTEMS
 from pneumo_lib.trials import Fold, Trial
 
 # Report B's ablation, a step at a time.
@@ -82,7 +83,17 @@ def plan(system: System, images: ImageSet, run: Run, *, scale: Scale, **options:
         "val_fraction": run.config.val_fraction,
         "target_accuracy": run.config.target_accuracy,
     }
+    if system.noisy:
+        first, *others = pipeline.protocols(run.config, images)
+        dataset = _noisy(dataset, run.config)
+        common |= {"sigma": run.config.sigma, "protocol": first.name, "more_protocols": tuple(others)}
+        common |= {"share": run.config.noise_share if run.config.noise_kind == "gaussian" else 0.0}
     return Trial(system, images, dataset, **({"folder": folder, "scale": scale} | common | options))
+
+
+def _noisy(dataset: str, config: Config) -> str:
+    """What a data set is called with the run's noise on its films: they are not to be held against clean ones."""
+    return f"{dataset} + noise {config.sigma:g}"
 
 
 def _name(run: Run, images: ImageSet) -> str:
@@ -130,7 +141,7 @@ def system_a(run: Run, images: ImageSet) -> list[Finished]:
     saved = run.load_model("classifier", name)
     folders = [run.model_folder("denoiser", "autoencoder"), run.model_folder("classifier", name)]
     before, history = (pd.read_csv(folder / "history.csv") for folder in folders)
-    facts = {"system": "cnn2", "dataset": f"{_name(run, images)} + noise {config.sigma:g}", "protocol": protocol.name}
+    facts = {"system": "cnn2", "dataset": _noisy(_name(run, images), config), "protocol": protocol.name}
     facts |= {"positive": None, "fold": None, "starting_weights": "none", "epochs": len(history), "seed": config.seed}
     facts |= {"train_images": len(images.subset("train"))}
     facts["scale"] = {"epochs": len(history)} if len(history) < SYSTEMS["cnn2"].recipe.epochs else {}

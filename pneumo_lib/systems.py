@@ -3,9 +3,7 @@
 A system of your own is one file in `models/` and one row here: see "Add a system" in the README.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from math import nan
+from dataclasses import replace
 
 import pandas as pd
 import torch
@@ -13,70 +11,8 @@ import torch
 from pneumo_lib import augmentation, models
 from pneumo_lib.config import PRESETS
 from pneumo_lib.data import card
-from pneumo_lib.recipe import Augmentation, Recipe, Scale, one_of
-
-
-@dataclass(frozen=True)
-class Reported:
-    """A figure of a source report. Fractions; NaN or None where the source is silent.
-
-    Attributes:
-        protocol: how the films reached the classifier, or which they were.
-        correct, n: the counts behind the accuracy, where they can be known.
-        precision, recall, f1, auc: averages over classes, or of the class PNEUMONIA where there are two.
-        parameters: millions. milliseconds: per film, on the source's machine.
-    """
-
-    protocol: str
-    accuracy: float
-    correct: int | None = None
-    n: int | None = None
-    precision: float = nan
-    recall: float = nan
-    f1: float = nan
-    auc: float = nan
-    parameters: float = nan
-    milliseconds: float = nan
-
-
-@dataclass(frozen=True)
-class System:
-    """One published system, rebuilt here: a network and how it is trained.
-
-    Attributes:
-        name: what `pneumo train` calls it.
-        report: letter of the source report; "ours" for our own.
-        title: what the source calls it.
-        model: architecture in `models.MODELS`; arguments: more of its arguments than image_size and n_classes.
-        image_size: side of its input in pixels.
-        recipe: as the source trained it (preset "full"), but for what `corrected` says.
-        datasets: cards of the data it is trained on, the first one by default.
-        reported: the source's figures, by data set or protocol.
-        denoiser: architecture that cleans its films first; "" for none. Its recipe is that of the preset.
-        corrected: where the source's recipe is wrong or silent, and what is done here.
-        source: the report, and where in it.
-    """
-
-    name: str
-    report: str
-    title: str
-    model: str
-    image_size: int
-    recipe: Recipe
-    datasets: tuple[str, ...]
-    source: str
-    arguments: Mapping[str, object] = field(default_factory=dict)
-    reported: Mapping[str, Reported] = field(default_factory=dict)
-    denoiser: str = ""
-    corrected: str = ""
-
-    def shortened(self, scale: Scale) -> "System":
-        """The system no larger and no longer than a scale allows."""
-        size = min(self.image_size, scale.image_size or self.image_size)
-        epochs = min(self.recipe.epochs, scale.epochs or self.recipe.epochs)
-        steps = {"batch_size": scale.batch_size or self.recipe.batch_size, "lr": scale.lr or self.recipe.lr}
-        return replace(self, image_size=size, recipe=replace(self.recipe, epochs=epochs, **steps))
-
+from pneumo_lib.recipe import Augmentation, Recipe, one_of
+from pneumo_lib.system import Reported, System
 
 KERMANY, COVID = "chest_xray_kermany", "chest_xray_covid"
 _VALIDATION = "validation is taken from train by patient"
@@ -94,6 +30,19 @@ _AERNET = Recipe(
 )
 
 _MILD = Augmentation(rotation=10, shift=0.04, zoom=(0.87, 1.18), shear=5, brightness=0.1, contrast=0.2, gamma=0.3)
+
+# One film in fourteen is COVID19, hence balanced; a step of the schedule ends at rest, hence the last epoch.
+_NOISY = Recipe(
+    epochs=40,
+    lr=2e-3,
+    schedule="cosine",
+    optimizer="adamw",
+    weight_decay=0.05,
+    label_smoothing=0.05,
+    imbalance="balanced",
+    keep="last",
+    augmentation=replace(_MILD, flip=True),
+)
 
 
 def _architecture(name: str, title: str, accuracy: float, *rest: float) -> System:
@@ -213,6 +162,17 @@ _TABLE = (
         reported={KERMANY: Reported("16 test films", 0.9375, 15, 16)},
         corrected=f"{_VALIDATION}; tested on 624 films, not 16; from scratch unless `--weights imagenet`, "
         "with which the source started; learning rate not stated: 0.0001",
+    ),
+    System(
+        name="resnet18_s2d",
+        report="ours",
+        title="Small ResNet-18 on a space-to-depth stem, for noisy films without a denoiser",
+        model="resnet18_s2d",
+        image_size=256,
+        recipe=_NOISY,
+        datasets=(COVID,),
+        noisy=True,
+        source="this project; He et al. 2016, Zhang et al. 2018",
     ),
     System(
         name="resnet18_x3",

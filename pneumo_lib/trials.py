@@ -32,7 +32,7 @@ from pneumo_lib.data import CARDS, ImageSet
 from pneumo_lib.models.ensemble import Ensemble
 from pneumo_lib.recipe import Scale
 from pneumo_lib.steps import Films
-from pneumo_lib.systems import System
+from pneumo_lib.system import System
 
 
 @dataclass(frozen=True)
@@ -56,11 +56,13 @@ class Trial:
         scale: how far the recipe was shortened; it bounds the films drawn.
         seed: of weights, order, noise and drawn films.
         noise_kind, sigma: noise put on every film; sigma 0 for none.
+        share: of the training films that get another strength, drawn up to 1.2 sigma (gaussian only).
         denoiser: cleans the noisy films first; None lets the network see them as they are.
         weights: "none" starts from scratch, "imagenet" from torchvision's.
         precision: as in Config.
         preset: the name it is reported under.
         protocol: the name its predictions carry.
+        more_protocols: other ways in which test films reach it.
         target_accuracy: what the films not left undecided shall reach on validation; a fraction.
         fold: part of a cross-validation, if any.
         val_fraction: share of the training patients held out, for whoever opens the films again.
@@ -74,11 +76,13 @@ class Trial:
     seed: int = 0
     noise_kind: str = "gaussian"
     sigma: float = 0.0
+    share: float = 0.0
     denoiser: nn.Module | None = None
     weights: str = "none"
     precision: str = "auto"
     preset: str = "full"
     protocol: str = "clean"
+    more_protocols: tuple[pipeline.Protocol, ...] = ()
     val_fraction: float = 0.1
     target_accuracy: float = Config.target_accuracy
     fold: Fold | None = None
@@ -87,6 +91,11 @@ class Trial:
     def view(self) -> evaluation.View:
         """How validation and test films reach the network."""
         return evaluation.View(self.noise_kind, self.sigma, self.seed)
+
+    @property
+    def protocols(self) -> tuple[pipeline.Protocol, ...]:
+        """How test films reach the network; the first is what its table shows."""
+        return (pipeline.Protocol(self.protocol, self.protocol, "test", self.sigma), *self.more_protocols)
 
     def films(self, split: str) -> Films:
         """The films of a split, as many as the scale allows."""
@@ -99,7 +108,7 @@ class Trial:
             step=steps.ClassificationStep(self.denoiser, self.system.recipe.label_smoothing),
             train=self.films("train"),
             val=self.films("val"),
-            corruption=steps.Corruption(self.noise_kind, self.sigma),
+            corruption=steps.Corruption(self.noise_kind, self.sigma, share=self.share),
             recipe=self.system.recipe,
             seed=self.seed,
             precision=self.precision,
@@ -212,13 +221,10 @@ def answer(trial: Trial, *, keep: bool = True) -> Finished:
 
 
 def test(folder: Path, images: ImageSet, saved: runs.SavedModel, *, denoiser: nn.Module | None = None) -> Finished:
-    """Open the test films for a trained network, and store its answers in its folder."""
+    """Open the test films for a trained network, under each protocol of its card, and store its answers."""
     card = saved.card
-    films = pipeline.films(images, "test").draw(card["scale"]["test_images"], seed=card["seed"])
-    seen = evaluation.View(card["noise"]["kind"], card["noise"]["strength"], card["seed"])
-    logits = evaluation.classify(saved.model, films, seen, denoiser=denoiser)
-    table = _predictions(films, calibration.softmax(logits, card["decision"]["temperature"]), card)
-    runs.write_text(folder / PREDICTIONS, table.to_csv(index=False))
+    said = [_say(pipeline.Protocol(**one), images, saved, denoiser) for one in card["protocols"]]
+    runs.write_text(folder / PREDICTIONS, pd.concat(said).to_csv(index=False))
     return read(folder)
 
 
@@ -230,9 +236,16 @@ def forget(folder: Path) -> None:
         shutil.rmtree(state)
 
 
-def _predictions(films: Films, probabilities: np.ndarray, card: dict[str, Any]) -> pd.DataFrame:
-    classes = np.array(card["classes"])
-    facts = {"path": films.keys, "split": "test", "protocol": card["protocol"], "system": card["system"]}
+def _say(
+    protocol: pipeline.Protocol, images: ImageSet, saved: runs.SavedModel, denoiser: nn.Module | None
+) -> pd.DataFrame:
+    """What a network says of the films of one protocol: a row per film."""
+    card, classes = saved.card, np.array(saved.card["classes"])
+    films = pipeline.films(images, protocol.split).draw(card["scale"]["test_images"], seed=card["seed"])
+    seen = evaluation.View(card["noise"]["kind"], protocol.strength, card["seed"])
+    logits = evaluation.classify(saved.model, films, seen, denoiser=denoiser)
+    probabilities = calibration.softmax(logits, card["decision"]["temperature"])
+    facts = {"path": films.keys, "split": protocol.split, "protocol": protocol.name, "system": card["system"]}
     answers = {"label": classes[films.labels], "predicted": classes[decided(probabilities, card)]}
     return pd.DataFrame(facts | answers | {f"p_{c}": probabilities[:, k] for k, c in enumerate(classes)})
 
@@ -240,7 +253,7 @@ def _predictions(films: Films, probabilities: np.ndarray, card: dict[str, Any]) 
 def _identity(trial: Trial) -> str:
     """Hash of what decides the predictions, weights and pixels represented by what they come from."""
     facts = [repr((trial.system.model, trial.arguments, trial.system.recipe, trial.scale)), trial.images.identity]
-    facts += [trial.dataset, trial.seed, trial.weights, trial.noise_kind, trial.sigma, trial.precision]
+    facts += [trial.dataset, trial.seed, trial.weights, trial.noise_kind, trial.sigma, trial.share, trial.precision]
     return training_machinery.fingerprint(facts, trial.denoiser)
 
 
@@ -255,7 +268,8 @@ def _card(trial: Trial, task: training.Task, fitted: training.Fitted) -> dict[st
         "dataset": trial.dataset,
         "root": str(trial.images.root),
         "positive": positive(trial.dataset, trial.images.classes),
-        "protocol": trial.protocol,
+        "protocol": trial.protocols[0].name,
+        "protocols": [asdict(one) for one in trial.protocols],
         "preset": trial.preset,
         "scale": asdict(trial.scale),
         "val_fraction": trial.val_fraction,
@@ -266,7 +280,7 @@ def _card(trial: Trial, task: training.Task, fitted: training.Fitted) -> dict[st
             "image_size": trial.system.image_size,
             "denoiser": "not stored" if trial.denoiser is not None else None,
         },
-        "noise": {"kind": trial.noise_kind, "strength": trial.sigma, "share": 0.0},
+        "noise": {"kind": trial.noise_kind, "strength": trial.sigma, "share": trial.share},
         "parameters": models.count_parameters(fitted.model),
         "train_images": len(task.train),
         "val_images": len(task.val),

@@ -94,6 +94,23 @@ def test_each_system_meets_every_set_of_its_source_that_is_there(run, cache_dir)
         assert one.images.classes == {"covid_ct": tiny_trials.CT}.get(one.dataset, tiny_trials.KERMANY)
 
 
+def test_a_system_for_noisy_films_learns_from_noise_and_meets_every_protocol(tiny_run, tiny_images):
+    noisy, clean = (replace(SYSTEMS[name], image_size=32) for name in ("resnet18_s2d", "cnn3"))
+    one, other = (comparison.plan(system, tiny_images, tiny_run, scale=Scale()) for system in (noisy, clean))
+    assert (one.sigma, one.share) == (tiny_run.config.sigma, tiny_run.config.noise_share) == (0.1, 0.5)
+    assert (one.dataset, other.dataset) == ("spots + noise 0.1", "spots")
+    assert one.folder.parent == other.folder.parent, "the folder is that of the films"
+    met = [(p.name, p.split, p.strength) for p in one.protocols]
+    assert met == [("test_noise", "test", 0.1), ("noisy_test", "noisy_test", 0.0), ("clean", "test", 0.0)]
+    assert (other.sigma, other.share, [p.name for p in other.protocols]) == (0.0, 0.0, ["clean"])
+
+
+def test_only_gaussian_noise_is_mixed_film_by_film(tiny_run, tiny_images):
+    speckled = replace(tiny_run, config=replace(tiny_run.config, noise_kind="speckle"))
+    system = replace(SYSTEMS["resnet18_s2d"], image_size=32)
+    assert comparison.plan(system, tiny_images, speckled, scale=Scale()).share == 0.0
+
+
 def test_a_published_validation_split_is_kept(run, cache_dir, shelf):
     images = {one.dataset: one.images for one in comparison.system_trials(run(), cache_dir)}
     assert len(paths(images["covid_ct"], "val")) == 12
@@ -123,7 +140,8 @@ def test_phantoms_stand_in_for_every_set(run, cache_dir):
     planned = comparison.system_trials(drawn, cache_dir)
     names = [name for name, system in SYSTEMS.items() if not system.denoiser and name not in comparison.ARCHITECTURES]
     assert sorted(one.system.name for one in planned) == sorted([*names, "aernet"])
-    assert len({one.dataset for one in planned}) == 1 and planned[0].dataset.startswith("phantom")
+    assert {one.dataset for one in planned} == {"phantom", f"phantom + noise {drawn.config.sigma:g}"}
+    assert {one.system.name for one in planned if one.sigma} == {name for name in names if SYSTEMS[name].noisy}
     one = next(one for one in planned if one.system.name == "cnn3")
     done = trials.answer(one)
     assert len(done.classes) == 3 and done.positive is None and done.card["decision"]["cut"] is None

@@ -19,7 +19,7 @@ MAX_LINES = 300
 LAYERS = [
     ["errors"],
     ["recipe", "guards", "processes"],
-    ["dicom"],
+    ["dicom", "system"],
     ["runtime"],
     ["config"],
     ["metrics", "display", "images"],
@@ -57,11 +57,13 @@ INSIDE = {
     "models": [
         ["autoencoder", "cnn2", "unet_denoiser", "gray", "inspection"],
         ["cnn3", "cnn4", "cnn5", "resnet34", "torchvision_models", "aernet"],
+        ["resnet18_s2d"],
         ["weights", "ensemble"],
         ["__init__"],
     ],
     "service": [
-        ["settings", "faults", "pictures", "recent", "migrations", "tables", "together"],
+        ["settings", "faults", "pictures", "recent", "migrations", "tables", "together", "spool"],
+        ["search"],
         ["history", "catalog", "security"],
         ["records"],
         ["worker", "forms"],

@@ -24,9 +24,10 @@ from pneumo_lib.models.autoencoder import UpsampledConv2d
 DENOISERS = ("autoencoder", "unet_denoiser")
 CLASSIFIERS = (
     *("aernet", "alexnet", "cnn2", "cnn3", "cnn4", "cnn5", "densenet121"),
-    *("googlenet", "resnet18", "resnet18_googlenet_x2", "resnet18_x3", "resnet34", "resnet50", "vgg16"),
+    *("googlenet", "resnet18", "resnet18_googlenet_x2", "resnet18_s2d", "resnet18_s2d_x3", "resnet18_x3"),
+    *("resnet34", "resnet50", "vgg16"),
 )
-ENSEMBLES = ("resnet18_googlenet_x2", "resnet18_x3")
+ENSEMBLES = ("resnet18_googlenet_x2", "resnet18_s2d_x3", "resnet18_x3")
 ALL = {name: {} for name in DENOISERS} | {name: {"image_size": 64, "n_classes": 2} for name in CLASSIFIERS}
 FROM_TORCHVISION = ("alexnet", "densenet121", "googlenet", "resnet18", "resnet34", "resnet50", "vgg16")
 
@@ -94,6 +95,8 @@ def test_this_file_covers_every_architecture():
         ("resnet18", {"n_classes": 1000}, 11_689_512),
         ("resnet18_x3", {"n_classes": 1000}, 3 * 11_689_512),
         ("resnet18_googlenet_x2", {"n_classes": 1000}, 2 * (11_689_512 + 6_624_904)),
+        ("resnet18_s2d", {}, 1_576_659),
+        ("resnet18_s2d_x3", {"n_classes": 3}, 3 * 1_576_659),
         ("aernet", {}, 25_255_371),
         ("aernet", {"n_classes": 1000}, 25_766_832),
     ],
@@ -248,6 +251,23 @@ def test_the_unet_sees_a_pixel_through_its_finest_skip():
         spot[..., 7, 9] = 1.0
         changed = (model(spot) - model(dark)).abs()[0, 0].nonzero()
     assert len(changed) and (changed - torch.tensor([7, 9])).abs().max() <= 13, "local detail, with the bottom cut off"
+
+
+def test_the_folded_stem_is_a_strided_convolution():
+    """Each patch of pixels becomes channels: nothing of a film is lost before the first convolution."""
+    stem = build("resnet18_s2d").stem[:2]
+    weight = nn.functional.pixel_shuffle(stem[1].weight, 4)  # (24, 1, 12, 12)
+    with torch.no_grad():
+        expected = nn.functional.conv2d(films(), weight, stride=4, padding=4)
+        torch.testing.assert_close(stem(films()), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_side_that_is_no_multiple_of_the_patch_gets_a_gray_margin():
+    model = settled(build("resnet18_s2d"))
+    small = films(2, 61)
+    padded = nn.functional.pad(small, (0, 3, 0, 3), value=0.5)
+    with torch.no_grad():
+        assert torch.equal(model(small), model(padded))
 
 
 def assert_gradients_everywhere(model):
@@ -490,8 +510,9 @@ def test_dropout_works_in_training_only(classifier):
 
 
 def test_a_film_counts_as_three_equal_channels(name, classifier):
-    if name == "cnn2":
-        assert classifier.features[0].in_channels == 1
+    if name == "cnn2" or "s2d" in name:
+        first = next(module for module in classifier.modules() if isinstance(module, nn.Conv2d))
+        assert first.in_channels == {"cnn2": 1}.get(name, 16), "made for one channel, folded or not"
         return
     with torch.no_grad():
         assert torch.equal(classifier(films()), classifier(films().repeat(1, 3, 1, 1)))
@@ -518,7 +539,7 @@ def test_films_are_normalised_as_the_published_weights_expect():
 
 def test_state_dicts_are_interchangeable_with_torchvision(name, classifier):
     if name not in FROM_TORCHVISION:
-        assert name in ("aernet", *ENSEMBLES) or name.startswith("cnn")
+        assert name in ("aernet", "resnet18_s2d", *ENSEMBLES) or name.startswith("cnn")
         return
     options = {"aux_logits": False, "transform_input": True, "init_weights": False} if name == "googlenet" else {}
     with torch.device("meta"):
@@ -628,6 +649,8 @@ def test_operations_of_the_two_convolution_cnn_counted_by_hand():
 
 
 SMALLEST = {
+    "resnet18_s2d": 29,
+    "resnet18_s2d_x3": 29,
     "alexnet": 63,
     "cnn2": 4,
     "cnn3": 22,

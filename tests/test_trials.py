@@ -360,7 +360,8 @@ def test_answers_belong_to_what_decides_them_and_not_to_names(trial, films):
     for same in (replace(one, system=told), replace(one, folder=one.folder / "moved", protocol="x", preset="y")):
         assert trials._identity(same) == stored
     table = films.table.assign(split=films.table["split"].replace({"val": "train", "test": "val"}))
-    changes = [{"seed": 1}, {"sigma": 0.1}, {"weights": "imagenet"}, {"denoiser": tiny.network("unet_denoiser")}]
+    changes = [{"seed": 1}, {"sigma": 0.1}, {"share": 0.5}, {"weights": "imagenet"}]
+    changes += [{"denoiser": tiny.network("unet_denoiser")}]
     changes += [
         {"scale": Scale(val_images=3, test_images=3)},
         {"precision": "bf16"},
@@ -369,6 +370,21 @@ def test_answers_belong_to_what_decides_them_and_not_to_names(trial, films):
     changes += [{"system": tiny_trials.system(epochs=3)}, {"system": tiny_trials.system("cnn5")}, {"dataset": "mine"}]
     identities = {trials._identity(replace(one, **change)) for change in changes}
     assert len(identities | {stored}) == len(changes) + 1
+
+
+def test_test_films_reach_a_network_in_several_ways(trial, films):
+    as_they_are = pipeline.Protocol("clean", "test as it is", "test", 0.0)
+    done = trials.answer(one := trial(sigma=0.3, share=0.5, protocol="noisy", more_protocols=(as_they_are,)))
+    stored = answers.read_predictions(one.folder / answers.PREDICTIONS)
+    n = len(pipeline.films(films, "test"))
+    assert stored.groupby("protocol", sort=False).size().to_dict() == {"noisy": n, "clean": n}
+    assert len(done.predictions) == n and set(done.predictions["protocol"]) == {"noisy"}, "its table shows the first"
+    assert done.card["noise"]["share"] == one.task().corruption.share == 0.5
+    logits = evaluation.classify(runs.load_model(one.folder).model, pipeline.films(films, "test"), evaluation.View())
+    expected = calibration.softmax(logits, done.card["decision"]["temperature"])
+    said = stored.loc[stored["protocol"] == "clean", [f"p_{name}" for name in done.classes]]
+    np.testing.assert_allclose(said, expected, atol=1e-6)
+    assert np.abs(done.y_prob - expected).max() > 1e-4, "noise changes what is said"
 
 
 def test_a_folder_without_a_finished_trial_is_refused(trial, tmp_path):
