@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,8 @@ class Finished:
     """A trial that was tested: its folder, its card, and what it said of the test films.
 
     Attributes:
-        predictions: path, split, protocol, system, label, predicted (at the operating point), p_CLASS (calibrated).
+        predictions: path, split, protocol, system, label, predicted (at the operating point), p_CLASS (calibrated),
+            of the card's own protocol; the file in its folder holds other protocols too.
     """
 
     folder: Path
@@ -70,7 +72,8 @@ def read(folder: Path) -> Finished:
     card, stored = read_card(folder), folder / PREDICTIONS
     if not card or not stored.exists():
         raise DataError(f"{folder} holds no finished trial: it needs model.json and {PREDICTIONS}.")
-    return Finished(folder, card, read_predictions(stored))
+    said = read_predictions(stored)
+    return Finished(folder, card, said[said["protocol"] == card["protocol"]].reset_index(drop=True))
 
 
 def read_predictions(path: Path) -> pd.DataFrame:
@@ -152,6 +155,28 @@ def confidence(predictions: pd.DataFrame, *, temperature: float, threshold: floa
         row |= {"ece": calibration.ece(y_true, y_prob), "brier": calibration.brier(y_true, y_prob)}
         decided = calibration.selective(y_true, y_prob, threshold)
         rows.append(row | {"decided": decided.coverage, "decided_accuracy": decided.accuracy})
+    return pd.DataFrame(rows)
+
+
+def conformal(predictions: pd.DataFrame, decision: Mapping[str, Any]) -> pd.DataFrame:
+    """What sets of classes are worth that shall hold the truth, from rows of `pipeline.predict`.
+
+    Args:
+        decision: temperature and cut-offs, as `pipeline.decide` made them on validation films.
+
+    Returns:
+        One row per system, protocol and wanted coverage (fraction): system, protocol, wanted; all, and a column named
+        after each class (Estimate): share of the sets that hold the true class; size: mean number of classes in a set;
+        single (Estimate): share of the sets of one class.
+    """
+    classes, rows = _classes(predictions), []
+    for (system, protocol), part in predictions.groupby(["system", "protocol"], sort=False):
+        y_true, y_prob = arrays(part, classes, decision["temperature"])
+        for wanted, cutoffs in decision["conformal"].items():
+            found = calibration.conformal_result(y_true, y_prob, cutoffs)
+            row = {"system": system, "protocol": protocol, "wanted": float(wanted), "all": found.coverage}
+            row |= dict(zip(classes, found.by_class, strict=True))
+            rows.append(row | {"size": found.size, "single": found.single})
     return pd.DataFrame(rows)
 
 

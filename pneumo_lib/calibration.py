@@ -146,6 +146,56 @@ def selective(y_true: ArrayLike, y_prob: ArrayLike, threshold: float) -> Selecti
     return Selective(wilson(n, len(accepted)), wilson(int(correct[accepted].sum()), n))
 
 
+def conformal_cutoffs(y_true: ArrayLike, y_prob: ArrayLike, *, coverage: float) -> Floats:
+    """The probability that each class needs to stand in a film's set, from validation cases (C,).
+
+    Class-conditional split conformal prediction: of new cases of a class, exchangeable with its validation cases, at
+    least `coverage` get a set that holds it. A class with too few cases for that gets 0 and stands in every set.
+
+    Source: Sadinle, Lei and Wasserman 2019; Vovk 2012 for the classes apart.
+    """
+    if not 0 < coverage < 1:
+        raise UsageError(f"coverage {coverage}: expected a fraction between 0 and 1")
+    truth, prob = as_probabilities(y_true, y_prob)
+    return np.array([_cutoff(np.sort(prob[truth == k, k]), coverage) for k in range(prob.shape[1])])
+
+
+def _cutoff(own: Floats, coverage: float) -> float:
+    """The largest probability that all but floor((n + 1) (1 - coverage)) - 1 of a class's n cases reach."""
+    rank = int(np.floor((len(own) + 1) * (1 - coverage) + 1e-9))
+    return float(own[rank - 1]) if rank else 0.0
+
+
+def conformal_sets(y_prob: ArrayLike, cutoffs: ArrayLike) -> NDArray[np.bool_]:
+    """Which classes stand in the set of each film (N, C): none, one or several."""
+    return np.asarray(y_prob, np.float64) >= np.asarray(cutoffs, np.float64)
+
+
+@dataclass(frozen=True)
+class ConformalResult:
+    """What sets are worth on new cases.
+
+    Attributes:
+        coverage: share of the sets that hold the true class; by_class: of each class.
+        size: mean number of classes in a set; single: share of the sets of exactly one class.
+    """
+
+    coverage: Estimate
+    by_class: tuple[Estimate, ...]
+    size: float
+    single: Estimate
+
+
+def conformal_result(y_true: ArrayLike, y_prob: ArrayLike, cutoffs: ArrayLike) -> ConformalResult:
+    """Coverage, with Wilson intervals, and size of the sets that those cut-offs give."""
+    truth, prob = as_probabilities(y_true, y_prob)
+    sets = conformal_sets(prob, cutoffs)
+    held, sizes = sets[np.arange(len(truth)), truth], sets.sum(axis=1)
+    by_class = tuple(wilson(int(held[truth == k].sum()), int((truth == k).sum())) for k in range(prob.shape[1]))
+    single = wilson(int((sizes == 1).sum()), len(sizes))
+    return ConformalResult(wilson(int(held.sum()), len(held)), by_class, float(sizes.mean()), single)
+
+
 def _decisions(y_true: ArrayLike, y_prob: ArrayLike) -> tuple[Floats, NDArray[np.bool_]]:
     truth, prob = as_probabilities(y_true, y_prob)
     return prob.max(1), prob.argmax(1) == truth

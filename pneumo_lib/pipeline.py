@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,10 +13,11 @@ from pneumo_lib.data import ImageSet, open_folder, phantom
 from pneumo_lib.errors import DataError
 from pneumo_lib.runs import Run
 from pneumo_lib.steps import Films
-from pneumo_lib.systems import System
+from pneumo_lib.system import System
 
 LOSSES = {"autoencoder": "mse", "unet_denoiser": "l1"}
 DENOISERS = tuple(LOSSES)
+COVERAGES = (0.9, 0.95)  # that conformal sets are made for
 
 
 @dataclass(frozen=True)
@@ -104,13 +106,13 @@ class Answers:
     Attributes:
         probabilities: (N, C) after temperature; uncalibrated: before.
         predicted: (N,) class indices.
-        decision: temperature and threshold as `decide` chose them.
+        decision: as `decide` made it.
     """
 
     probabilities: np.ndarray
     uncalibrated: np.ndarray
     predicted: np.ndarray
-    decision: dict[str, float | bool]
+    decision: dict[str, Any]
 
 
 def validate(run: Run, images: ImageSet, denoiser: str) -> Answers:
@@ -122,12 +124,16 @@ def validate(run: Run, images: ImageSet, denoiser: str) -> Answers:
     return Answers(prob, calibration.softmax(logits), logits.argmax(axis=1), decision)
 
 
-def decide(logits: np.ndarray, labels: np.ndarray, target_accuracy: float) -> dict[str, float | bool]:
-    """Temperature, and the confidence below which a film stays undecided, from validation films only.
+def decide(logits: np.ndarray, labels: np.ndarray, target_accuracy: float) -> dict[str, Any]:
+    """What is fixed on validation films: temperature, threshold below which a film stays undecided, conformal cut-offs.
 
     Args:
         logits: (N, C); labels: (N,).
         target_accuracy: fraction that the decided films shall reach.
+
+    Returns:
+        temperature, threshold, what the threshold reaches on these films, and `conformal`: by wanted coverage (a
+        fraction, as text) the cut-off of each class, for probabilities at that temperature.
     """
     temperature = calibration.fit_temperature(logits, labels)
     probabilities = calibration.softmax(logits, temperature)
@@ -139,6 +145,10 @@ def decide(logits: np.ndarray, labels: np.ndarray, target_accuracy: float) -> di
         "target_reached": threshold.reached,
         "val_coverage": threshold.coverage,
         "val_accuracy": threshold.accuracy,
+        "conformal": {
+            f"{wanted:g}": calibration.conformal_cutoffs(labels, probabilities, coverage=wanted).tolist()
+            for wanted in COVERAGES
+        },
     }
 
 

@@ -52,7 +52,7 @@ def results(metrics: dict[str, dict[str, Any]]) -> str:
         metrics: what each metrics_NN.json holds, by "01", "02" and so on.
     """
     found = [_copies(metrics["01"], metrics["06"]), _classical(metrics["02"]), metrics["04"]["verdict"]]
-    findings, compared = [*found, _abstention(metrics["06"])], ""
+    findings, compared = [*found, _abstention(metrics["06"]), _conformal(metrics["06"])], ""
     if "05" in metrics:  # what was published before notebook 05 existed has none
         findings += _comparison(metrics["05"])
         compared = "\n" + SYSTEMS_HEAD + "\n\n" + markdown(_systems(metrics["05"]["systems"]))
@@ -123,6 +123,19 @@ def _abstention(evaluation: dict[str, Any]) -> str:
     return (
         f'Allowed to say "undecided", it decides {decided["value"]:.1%} of the noisy test films and is right on '
         f"{right['value']:.1%} [{right['low']:.1%}, {right['high']:.1%}] of those."
+    )
+
+
+def _conformal(evaluation: dict[str, Any]) -> str:
+    rows = [row for row in evaluation["conformal"] if row["protocol"] == "test_noise"]
+    told = [
+        f"for {row['wanted']:.0%} {row['all']['value']:.1%} [{row['all']['low']:.1%}, {row['all']['high']:.1%}] with "
+        f"{row['size']:.2f} classes on average"
+        for row in rows
+    ]
+    return (
+        "Sets of classes made to hold the truth (class-conditional conformal prediction, cut-offs from validation), on "
+        f"noisy test films: {'; '.join(told)}."
     )
 
 

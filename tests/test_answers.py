@@ -81,6 +81,34 @@ def test_the_published_claims_on_confidence_follow_from_the_published_prediction
     assert row["decided_accuracy"].to_dict() == told["decided_accuracy"]
 
 
+def test_the_published_conformal_coverages_follow_from_the_published_predictions():
+    metrics_of = json.loads((FIGURES / "metrics.json").read_text())
+    table = answers.read_predictions(FIGURES / answers.PREDICTIONS)
+    own = table[table["system"] == "cnn2_on_unet_denoiser"]
+    found = answers.conformal(own, metrics_of["03"]["decision"]).to_dict("records")
+    told = metrics_of["06"]["conformal"]
+    assert len(found) == len(told) == 3 * len(pipeline.COVERAGES)
+    for row, published in zip(found, told, strict=True):
+        plain = {name: cell.to_dict() if hasattr(cell, "to_dict") else cell for name, cell in row.items()}
+        assert plain == published
+
+
+def test_sets_are_told_for_each_protocol_and_wanted_coverage():
+    rows = [*ROWS, ROWS[0] | {"label": "NA", "protocol": "noisy"}]
+    decision = {"temperature": 1.0, "conformal": {"0.9": [0.3, 0.5], "0.95": [0.2, 0.0]}}
+    found = answers.conformal(pd.DataFrame(rows), decision).to_dict("records")
+    assert [(row["protocol"], row["wanted"]) for row in found] == [
+        *(("clean", 0.9), ("clean", 0.95)),
+        *(("noisy", 0.9), ("noisy", 0.95)),
+    ]
+    # Clean: both films are NORMAL; the sets are {NA}, {NORMAL} and then {NORMAL, NA} twice.
+    assert [(row["all"].value, row["NORMAL"].value, row["size"], row["single"].value) for row in found[:2]] == [
+        (0.5, 0.5, 1.0, 1.0),
+        (1.0, 1.0, 2.0, 0.0),
+    ]
+    assert found[2]["NA"].value == found[2]["all"].value == 1.0 and found[2]["NORMAL"].n == 0
+
+
 def test_systems_are_compared_on_the_films_that_both_answered_for():
     def rows(system, labels, answers, protocol="clean"):
         facts = {"system": system, "protocol": protocol}

@@ -10,6 +10,9 @@ from sklearn import metrics as sk
 from pneumo_lib.calibration import (
     brier,
     choose_threshold,
+    conformal_cutoffs,
+    conformal_result,
+    conformal_sets,
     coverage_curve,
     ece,
     fit_temperature,
@@ -188,3 +191,50 @@ def test_coverage_rises_from_a_share_to_all_and_ends_at_the_accuracy():
     assert (np.diff(curve.coverage) > 0).all() and (np.diff(curve.threshold) < 0).all()
     assert curve.coverage[-1] == 1 and curve.accuracy[-1] == pytest.approx((prob.argmax(1) == truth).mean())
     assert curve.accuracy[len(curve.accuracy) // 4] > curve.accuracy[-1]
+
+
+def test_a_conformal_cutoff_is_the_quantile_of_the_definition():
+    """At least ceil((n + 1) * coverage) of the n scores 1 - p lie at or below the cut's."""
+    truth, logits = cases(400, seed=3)
+    prob = softmax(logits)
+    cutoffs = conformal_cutoffs(truth, prob, coverage=0.9)
+    for k, cutoff in enumerate(cutoffs):
+        scores = np.sort(1 - prob[truth == k, k])
+        assert cutoff == pytest.approx(1 - scores[int(np.ceil((len(scores) + 1) * 0.9)) - 1])
+
+
+@pytest.mark.parametrize("coverage", [0.8, 0.9, 0.95])
+def test_conformal_sets_cover_every_class_of_new_cases(coverage):
+    found = []
+    for seed in range(200):
+        truth, logits = cases(600, seed=seed, sharpness=3.0)  # overconfident: coverage must not hang on calibration
+        prob = softmax(logits)
+        cutoffs = conformal_cutoffs(truth[:300], prob[:300], coverage=coverage)
+        found.append([one.value for one in conformal_result(truth[300:], prob[300:], cutoffs).by_class])
+    mean = np.mean(found, axis=0)
+    assert (mean >= coverage - 0.006).all() and (mean <= coverage + 0.02).all(), "not below, and not idly above"
+
+
+def test_a_class_with_too_few_cases_stands_in_every_set():
+    prob = np.array([[0.9, 0.1], [0.8, 0.2], [0.7, 0.3]])
+    cutoffs = conformal_cutoffs([0, 0, 1], prob, coverage=0.95)
+    assert cutoffs.tolist() == [0.0, 0.0]
+    assert conformal_sets(prob, cutoffs).all()
+    result = conformal_result([0, 0, 1], prob, cutoffs)
+    assert (result.coverage.value, result.size, result.single.value) == (1.0, 2.0, 0.0)
+
+
+def test_a_conformal_set_may_be_empty_or_hold_several():
+    sets = conformal_sets([[0.6, 0.4], [0.9, 0.1], [0.45, 0.55]], [0.5, 0.4])
+    assert sets.tolist() == [[True, True], [True, False], [False, True]]
+    assert not conformal_sets([[0.6, 0.4]], [0.7, 0.5]).any()
+    result = conformal_result([1, 0, 0], [[0.6, 0.4], [0.9, 0.1], [0.45, 0.55]], [0.5, 0.4])
+    assert (result.coverage.value, result.coverage.n) == (pytest.approx(2 / 3), 3)
+    assert [one.value for one in result.by_class] == [0.5, 1.0]
+    assert (result.size, result.single.value) == (pytest.approx(4 / 3), pytest.approx(2 / 3))
+
+
+@pytest.mark.parametrize("coverage", [0, 1, 95])
+def test_an_impossible_coverage_is_refused(coverage):
+    with pytest.raises(UsageError, match=f"coverage {coverage}: expected a fraction"):
+        conformal_cutoffs([0, 1], [[0.6, 0.4], [0.3, 0.7]], coverage=coverage)

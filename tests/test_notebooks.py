@@ -237,7 +237,7 @@ METRICS = {
     "03": {"val_accuracy", "best_train_accuracy", "ece", "decision"},
     "04": {"verdict", "arms", "differences"},
     "05": {"systems", "architectures", "costs", "attention", "imbalance", "scales"},
-    "06": {"accuracy", "distinct", "ece", "classes", "denoising", "decided", "decided_accuracy"},
+    "06": {"accuracy", "distinct", "ece", "classes", "denoising", "decided", "decided_accuracy", "conformal"},
 }
 SHARES = {"value", "low", "high", "before", "after", "blind_accuracy", "val_coverage", "threshold"}
 UNDEFINED = {"reported", "precision", "f1", "decided_accuracy"}  # phantoms, a class never answered, no film decided

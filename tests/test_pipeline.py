@@ -215,6 +215,17 @@ def test_decide_reaches_the_target_and_leaves_out_no_more_than_needed():
     assert decided.mean() == pytest.approx(decision["val_coverage"]) and 0.3 < decided.mean() < 1
 
 
+def test_decide_makes_cutoffs_of_sets_at_the_temperature_it_chose():
+    logits, labels = _logits()
+    decision = pipeline.decide(logits, labels, 0.95)
+    probabilities = calibration.softmax(logits, decision["temperature"])
+    assert list(decision["conformal"]) == ["0.9", "0.95"]
+    for wanted, cutoffs in decision["conformal"].items():
+        expected = calibration.conformal_cutoffs(labels, probabilities, coverage=float(wanted))
+        assert cutoffs == expected.tolist() and len(cutoffs) == 3
+        assert calibration.conformal_result(labels, probabilities, cutoffs).coverage.value >= float(wanted)
+
+
 def test_a_lower_target_decides_more_and_an_easy_one_decides_all():
     logits, labels = _logits()
     coverage = [pipeline.decide(logits, labels, target)["val_coverage"] for target in (0.97, 0.93, 0.5)]

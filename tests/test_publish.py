@@ -20,6 +20,10 @@ METRICS = {
     "distinct": [ACCURACY | {"protocol": "noisy_test", "n": 13, "value": 0.5}],
     "decided": {"value": 0.9, "low": 0.8, "high": 1.0},
     "decided_accuracy": {"value": 0.97, "low": 0.95, "high": 0.99},
+    "conformal": [
+        {"protocol": name, "wanted": 0.9, "all": {"value": 0.913, "low": 0.9, "high": 0.93}, "size": size}
+        for name, size in (("clean", 1.5), ("test_noise", 1.04))
+    ],
     "denoising": [{"method": "do nothing", "psnr": 9.09, "psnr_low": 9.0, "psnr_high": 9.2, "ssim": 0.02, "n": 1244}],
 }
 
