@@ -13,11 +13,12 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
-import waitress
 from flask import Flask
+from test_service_history import disk, fill, locked
 
 from pneumo_lib import images
-from pneumo_lib.service import create_app, server
+from pneumo_lib.service import create_app, history, server, tables
+from pneumo_lib.service.cases import Clinic
 from pneumo_lib.service.history import Search
 
 PATIENCE = 60  # seconds that a loaded machine may take
@@ -30,10 +31,8 @@ FORM = f"multipart/form-data; boundary={EDGE.decode()}"
 def served(app: Flask) -> Iterator[int]:
     """The port of an application that is served as `pneumo serve` does, but for its patience."""
     bound, stop = server._bind("127.0.0.1", 0), threading.Event()
-    limits = {"max_request_body_size": app.config["MAX_CONTENT_LENGTH"], "connection_limit": 500, "threads": 8}
-    made = waitress.create_server(
-        app, sockets=[bound], ident="pneumo", channel_timeout=IDLE, cleanup_interval=IDLE, **limits
-    )
+    impatient = {"threads": 8, "channel_timeout": IDLE, "cleanup_interval": IDLE}
+    made = server._listen(app, bound, app.config["MAX_CONTENT_LENGTH"], **impatient)
     thread = threading.Thread(target=server._run, args=(made, stop))
     thread.start()
     try:
@@ -58,10 +57,15 @@ def port(clinic, spool, films) -> Iterator[int]:
     with served(create_app(clinic)) as number:
         yield number
         assert ask(number, form([("film.png", films[0])]))[0] == 200
-        end = time.monotonic() + PATIENCE
-        while (left := leftovers(spool)) or clinic.worker._taken:
-            assert time.monotonic() < end, f"{left}, {clinic.worker._taken} places"
-            time.sleep(0.1)
+        wait_until_empty(spool, clinic)
+
+
+def wait_until_empty(spool: Path, clinic: Clinic | None = None) -> None:
+    """Until no temporary file is left, and no place in the queue is taken; a client may be faster than that."""
+    end = time.monotonic() + PATIENCE
+    while (left := leftovers(spool)) or (clinic and clinic.worker._taken):
+        assert time.monotonic() < end, f"{left}, {clinic and clinic.worker._taken} places"
+        time.sleep(0.1)
 
 
 def leftovers(spool: Path) -> list[str]:
@@ -88,6 +92,14 @@ def ask(port: int, body: bytes, **headers: str) -> tuple[int, dict]:
     """Status and JSON of a well-behaved request."""
     with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)) as connection:
         connection.request("POST", "/api/v1/diagnose", body, {"Content-Type": FORM} | headers)
+        response = connection.getresponse()
+        return response.status, json.loads(response.read())
+
+
+def look(port: int, path: str) -> tuple[int, dict]:
+    """Status and JSON of a question."""
+    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)) as connection:
+        connection.request("GET", path)
         response = connection.getresponse()
         return response.status, json.loads(response.read())
 
@@ -135,6 +147,68 @@ def test_who_hangs_up_while_sending_leaves_nothing(port, clinic, spool, films):
             with connected(port) as connection:
                 connection.sendall(head(len(body)) + body[: int(share * len(body))])
     assert clinic.recent._cases == {} and clinic.history.search(Search()).total == 0
+
+
+@pytest.mark.parametrize("free", [0, 700_000])
+@pytest.mark.parametrize("sent", ["at once", "in chunks", "from the page"])
+def test_an_upload_that_finds_no_room_on_the_disk_is_told_and_the_next_goes_through(
+    clinic, films, tmp_path, monkeypatch, free, sent
+):
+    """Above half a megabyte a body goes to the disk before the application sees it."""
+    body = form([("film.png", films[0] + bytes(LARGE))])
+    path = "/diagnose" if sent == "from the page" else "/api/v1/diagnose"
+    content = [body[at : at + 100_000] for at in range(0, len(body), 100_000)] if sent == "in chunks" else body
+    with disk(tmp_path / "disk", "12m") as small, served(create_app(clinic)) as port:
+        monkeypatch.setattr(tempfile, "tempdir", str(small))
+        other = fill(small, free)
+        with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)) as connection:
+            for room in (False, False, True):
+                if room:
+                    other.unlink()
+                headers = {"Content-Type": FORM}
+                connection.request("POST", path, content, headers, encode_chunked=sent == "in chunks")
+                response = connection.getresponse()
+                answer = response.read().decode()
+                if not room:
+                    assert response.status == 507 and "no room for the upload on the service" in answer
+                    assert response.headers["X-Request-Id"] in answer, "as every fault is told"
+                    assert leftovers(small) == ["other"], "nothing of it is kept"
+                    assert ask(port, form([("film.png", films[0])]))[0] == 200, "what is small needs no disk"
+            assert response.status in (200, 303), "on the same connection, too"
+        wait_until_empty(small)
+
+
+def test_a_disk_without_room_holds_up_nobody(clinic, films, tmp_path, monkeypatch):
+    body = form([("film.png", films[0] + bytes(LARGE))])
+    with disk(tmp_path / "disk", "1m") as small, served(create_app(clinic)) as port, ThreadPoolExecutor(12) as pool:
+        monkeypatch.setattr(tempfile, "tempdir", str(small))
+        fill(small)
+        found = list(pool.map(lambda _: ask(port, body), range(24)))
+        assert {(status, answer["code"]) for status, answer in found} == {(507, "history_full")}
+        assert clinic.history.search(Search()).total == 0 and clinic.worker._taken == 0
+
+
+def test_16_at_once_under_a_lock_that_is_not_let_go_are_answered_within_seconds(port, clinic, films, monkeypatch):
+    monkeypatch.setattr(tables, "BUSY_S", 1)
+    monkeypatch.setattr(history, "REST_S", 1.0)
+    monkeypatch.setattr(history, "PROBE_S", 0.2)
+    body = form([("film.png", films[0])])
+    with locked(clinic.settings.history) as other, ThreadPoolExecutor(16) as pool:
+        for most in (8, 4):  # seconds: a wait for each of the 16, or of the 8 threads of this server, would take longer
+            began = time.monotonic()
+            found = list(pool.map(lambda _: ask(port, body), range(16)))
+            assert time.monotonic() - began < most
+            assert [(status, answer["results"][0]["saved"]) for status, answer in found] == [(200, False)] * 16
+            for path, status, within in (("health", 200, 1), ("ready", 503, 1), ("history", 200, 1)):
+                began = time.monotonic()
+                assert look(port, f"/api/v1/{path}")[0] == status and time.monotonic() - began < within
+        other.execute("ROLLBACK")
+        end = time.monotonic() + PATIENCE
+        while not ask(port, body)[1]["results"][0]["saved"]:
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        assert look(port, "/api/v1/ready")[0] == 200
+        assert all(answer["results"][0]["saved"] for _, answer in pool.map(lambda _: ask(port, body), range(16)))
 
 
 def test_who_hangs_up_before_the_answer_gets_none_and_blocks_nobody(port, clinic, films):

@@ -1,6 +1,7 @@
 """The service when something is broken: its history, its models, its queue, its disk, or what it is asked for."""
 
 import errno
+import io
 import json
 import shutil
 import sqlite3
@@ -10,15 +11,17 @@ from contextlib import closing, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from service_app import API, calling, results, send
 from test_service_api import BAD, outcome
+from test_service_history import read_only
 
 from pneumo_lib import runs
 from pneumo_lib.errors import ServiceError
-from pneumo_lib.service import catalog, faults, forms
+from pneumo_lib.service import catalog, faults, forms, records
 from pneumo_lib.service.cases import Clinic
 from pneumo_lib.service.history import History
 from pneumo_lib.service.recent import Recent
@@ -92,6 +95,32 @@ def test_30_when_the_history_is_back_answers_are_saved_again(own_folder, offers,
         own_folder.parent.with_name("elsewhere").rename(own_folder.parent)
         assert not_ready(client) == [] and results(send(client, films[2]))[0]["saved"]
         assert client.get(f"{API}/history").json["total"] == 2
+
+
+def test_30_a_history_that_can_only_be_read_is_told_and_answers_go_on(own_folder, offers, films):
+    with running(Settings(history=f"sqlite:///{own_folder}"), offers) as client:
+        (old,) = results(send(client, films[0]))
+        with read_only() as forbidden:
+            assert not_ready(client) == ["history_unavailable"]
+            assert "can be read and not written" in client.get(f"{API}/ready").json["problems"][0]["message"]
+            (record,) = results(send(client, films[1], keep_film="true"))
+            assert record["label"] and (record["saved"], record["film_kept"]) == (False, False)
+            assert client.get(f"{API}/history").json["results"] == [old]
+            assert outcome(client.delete(f"{API}/history/{old['id']}")) == (503, "history_unavailable")
+            forbidden.clear()
+            assert not_ready(client) == [] and results(send(client, films[2]))[0]["saved"]
+
+
+def test_a_clock_that_jumps_back_leaves_order_and_search_right(client, films, monkeypatch):
+    for moment in ("2026-03-02T00:00:01", "2026-03-01T23:59:58", "2026-03-01T23:59:59"):
+        clock = SimpleNamespace(now=lambda zone, moment=moment: datetime.fromisoformat(moment).replace(tzinfo=zone))
+        monkeypatch.setattr(records, "datetime", clock)
+        results(send(client, (films[0], f"{moment}.png")))
+    found = {
+        query: client.get(f"{API}/history?{query}").json for query in ("", "before=2026-03-01", "page=2&per_page=2")
+    }
+    names = {query: [one["file"]["name"][-6:-4] for one in page["results"]] for query, page in found.items()}
+    assert names == {"": ["01", "59", "58"], "before=2026-03-01": ["59", "58"], "page=2&per_page=2": ["58"]}
 
 
 def test_33_a_full_disk_saves_nothing_and_what_is_there_can_be_read(client, clinic, films, monkeypatch):
@@ -178,6 +207,38 @@ def test_34_without_a_sound_model_the_service_starts_and_says_which(settings, ti
         assert response.json["message"].rstrip(".") == said.rstrip(".")
         assert client.get(f"{API}/models").json == {"models": []}
         assert client.get(f"{API}/history").json["total"] == 0
+
+
+def test_34_one_bad_run_among_good_ones_is_told_and_sends_nobody_away(settings, own_folder, tiny_run, tmp_path, films):
+    models = catalog.load([tmp_path / "nothing", tiny_run.path])
+    with running(replace(settings, history=f"sqlite:///{own_folder}"), models) as client:
+        response = client.get(f"{API}/ready")
+        assert response.status_code == 200 and response.json["ready"]
+        (problem,) = response.json["problems"]
+        assert problem["code"] == "model_not_loaded" and "nothing holds no trained classifier" in problem["message"]
+        assert problem["message"] in client.get("/").text, "people see it, too"
+        assert results(send(client, films[0]))[0]["saved"]
+        gone(own_folder)
+        response = client.get(f"{API}/ready")
+        assert response.status_code == 503 and not response.json["ready"], "now nothing is saved"
+        assert [one["code"] for one in response.json["problems"]] == ["model_not_loaded", "history_unavailable"]
+
+
+# ---- a file that is too large ---------------------------------------------------------------------------------------
+
+
+def test_a_file_that_is_too_large_is_told_its_size_and_the_limit(client, clinic, films):
+    clinic.settings = replace(clinic.settings, file_bytes=3000)
+    response = send(client, bytes(1_234_567))
+    assert outcome(response) == (413, "too_many_bytes")
+    assert response.json["message"] == "the file has 1,234,567 bytes; the limit is 3,000."
+
+    class Pipe(io.BytesIO):
+        def seekable(self) -> bool:
+            return False
+
+    (record,) = clinic.diagnose([records.Upload("film.png", Pipe(bytes(5000)))], records.Options(), "request")
+    assert record["error"]["message"] == "the file has at least 3,001 bytes; the limit is 3,000."
 
 
 # ---- 26: the queue --------------------------------------------------------------------------------------------------

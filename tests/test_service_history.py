@@ -2,8 +2,11 @@
 
 MySQL or MariaDB is looked for at `mysql+pymysql://root@127.0.0.1/`, or where PNEUMO_MYSQL says. Without a server these
 tests are skipped, or fail when PNEUMO_REQUIRE_MYSQL is set. Each makes a database of its own there and drops it.
+Tests that need a small disk mount one; where this user may not they are skipped, or fail when PNEUMO_REQUIRE_DISK is
+set.
 """
 
+import io
 import json
 import logging
 import multiprocessing
@@ -12,27 +15,34 @@ import random
 import signal
 import socket
 import sqlite3
+import subprocess
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext, suppress
 from datetime import UTC, date, datetime, timedelta
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from PIL import Image
 from sqlalchemy import event
 
+from pneumo_lib.data import CLASSES, phantom
 from pneumo_lib.errors import ServiceError, UsageError
 from pneumo_lib.service import history as module
 from pneumo_lib.service import tables
+from pneumo_lib.service.cases import Clinic
 from pneumo_lib.service.history import History, Search, Stored
+from pneumo_lib.service.records import STATUSES, Options, Upload
+from pneumo_lib.service.settings import Settings
 
 # Without TLS: PyMySQL would read every certificate of this machine at each connect, which takes longer than most tests.
 MYSQL = sa.make_url(os.environ.get("PNEUMO_MYSQL", "mysql+pymysql://root@127.0.0.1/?ssl_disabled=true"))
@@ -63,6 +73,31 @@ def mysql_database() -> Iterator[str]:
         with server.connect() as connection:
             connection.exec_driver_sql(f"DROP DATABASE {name}")
         server.dispose()
+
+
+@contextmanager
+def disk(folder: Path, size: str) -> Iterator[Path]:
+    """A small disk of its own in a new folder; only root may mount one, and not in every container."""
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder]
+    mounted = subprocess.run(command, capture_output=True, text=True)
+    if mounted.returncode:
+        said = f"A FULL DISK WAS NOT TESTED: this user may not mount a small one ({mounted.stderr.strip()})"
+        (pytest.fail if os.environ.get("PNEUMO_REQUIRE_DISK") else pytest.skip)(said)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def fill(folder: Path, free: int = 0) -> Path:
+    """A file that leaves so many bytes of a disk."""
+    with (folder / "other").open("wb", buffering=0) as other, suppress(OSError):
+        while True:
+            other.write(bytes(4096))
+    with (folder / "other").open("r+b") as other:
+        other.truncate(other.seek(0, os.SEEK_END) - free)
+    return folder / "other"
 
 
 @pytest.fixture
@@ -101,7 +136,7 @@ def history(url) -> Iterator[History]:
 def forks() -> ForkServerContext:
     """Children that begin with everything imported."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["pneumo_lib.service.history", "alembic.autogenerate", "pytest"])
+    context.set_forkserver_preload(["pneumo_lib.service.cases", "alembic.autogenerate", "pytest"])
     return context
 
 
@@ -318,6 +353,82 @@ def test_both_databases_show_the_same_pages_after_the_same_thousand_records(sqli
             for page in range(1, one.search(Search(**wanted)).pages + 2):
                 search = Search(**wanted, page=page)
                 assert json.dumps(vars(one.search(search))) == json.dumps(vars(other.search(search))), search
+
+
+TIMES = ["2026-03-02T00:00:01Z", "2026-03-02T00:00:05Z", "2026-03-01T23:59:58Z", "2026-03-01T23:59:59Z"]
+
+
+def test_a_clock_that_jumps_back_leaves_order_and_search_right(history):
+    saved = [keep(history, record(at, label=f"L{k}"))[0] for k, at in enumerate([*TIMES, TIMES[0]])]
+    newest_first = [saved[k] for k in (1, 4, 0, 3, 2)]
+    assert ids(history) == newest_first
+    assert [ids(history, page=page, per_page=1) for page in range(1, 6)] == [[id] for id in newest_first]
+    assert ids(history, before=date(2026, 3, 1)) == newest_first[3:]
+    assert ids(history, after=date(2026, 3, 2)) == newest_first[:3]
+    assert ids(history, label="L3", before=date(2026, 3, 1)) == [saved[3]]
+
+
+def phantoms(count: int) -> list[bytes]:
+    """Small drawings of chests, as files; every 50th breaks off."""
+    draw = np.random.default_rng(6)
+    pictures = [phantom.draw(CLASSES[k % 3], size=40, rng=draw) for k in range(count)]
+    files = []
+    for k, pixels in enumerate(pictures):
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, "PNG")
+        files.append(file.getvalue()[: 300 if k % 50 == 49 else None])
+    return files
+
+
+def use(clinic: Clinic, files: list[bytes]) -> None:
+    """A thousand diagnoses in batches of twenty, some with another model, threshold or a film to keep; then changes."""
+    models, draw, made = [offer.id for offer in clinic.catalog.models], random.Random(7), []
+    for start in range(0, len(files), 20):
+        threshold = draw.choice([None, 0.5, 0.999])
+        options = Options(model=draw.choice(models), threshold=threshold, keep_film=draw.random() < 0.3)
+        batch = [Upload(draw.choice(NAMES), io.BytesIO(file)) for file in files[start : start + 20]]
+        made += clinic.diagnose(batch, options, "request")
+    saved = [each["id"] for each in made if each["saved"]]
+    for id in draw.sample(saved, 60):
+        assert clinic.redecide(id, draw.choice([0.2, 0.9, 0.9999]))["saved"]
+    for id in draw.sample(saved, 40):
+        assert clinic.delete(id)
+
+
+def kept_by(clinic: Clinic) -> list[tuple[str, bytes | None]]:
+    """All records without what no two diagnoses share, each with its film, newest first."""
+    found = everything(clinic.history)
+    return [
+        (json.dumps({name: value for name, value in each.items() if name not in ("id", "created_at")}), film)
+        for each, film in ((each, clinic.history.film(each["id"])) for each in found)
+    ]
+
+
+def test_both_databases_hold_the_same_after_the_same_thousand_diagnoses(sqlite_url, mysql_url, offers):
+    files, clinics = phantoms(1000), []
+    with ExitStack() as stack:
+        for url in (sqlite_url, mysql_url):
+            history = ready(url)
+            clinic = Clinic(Settings(history=url), offers, history, threads=1)
+            stack.callback(clinic.recent.clear)
+            clinics.append(stack.enter_context(closing(clinic)))
+            use(clinic, files)
+        one, other = map(kept_by, clinics)
+        assert len(one) == 1000 - 20 - 40, "all that could be read and were not deleted"
+        assert one == other
+        assert 100 < sum(film is not None for _, film in one) < 800
+        labels, models = clinics[0].history.choices()
+        assert (labels, models) == clinics[1].history.choices() and len(labels) > 1 and len(models) > 1
+        wholes = [{}, *({"label": label} for label in labels), *({"model": model} for model in models)]
+        for wanted in [*wholes, *({"status": status} for status in STATUSES)]:
+            totals, numbers = [], []
+            for clinic in clinics:
+                order = {each["id"]: k for k, each in enumerate(everything(clinic.history))}
+                found = clinic.history.search(Search(**wanted, page=2, per_page=50))
+                totals.append(found.total)
+                numbers.append([order[each["id"]] for each in found.records])
+            assert totals[0] == totals[1] and numbers[0] == numbers[1], wanted
+        assert len({json.loads(text)["status"] for text, _ in one}) > 1
 
 
 # ---- changes --------------------------------------------------------------------------------------------------------
@@ -585,6 +696,102 @@ def test_a_full_disk_of_mysql_is_said_so_leaves_nothing_half_and_old_rows_readab
             connection.exec_driver_sql("DROP TRIGGER full")
         keep(history, *batch)
         assert history.search(Search()).total == 3
+
+
+# ---- a database that can only be read -------------------------------------------------------------------------------
+
+
+@contextmanager
+def read_only() -> Iterator[list[bool]]:
+    """Databases that refuse to be written, as a file without the permission does, until what is yielded is cleared."""
+    forbidden = [True]
+
+    def forbid(connection: object, *rest: object) -> None:
+        if isinstance(connection, sqlite3.Connection):
+            connection.execute(f"PRAGMA query_only = {'ON' if forbidden else 'OFF'}")
+        else:
+            connection.cursor().execute(f"SET SESSION TRANSACTION READ {'ONLY' if forbidden else 'WRITE'}")
+
+    event.listen(sa.Pool, "checkout", forbid)
+    try:
+        yield forbidden
+    finally:
+        event.remove(sa.Pool, "checkout", forbid)
+
+
+def test_a_database_that_can_only_be_read_is_read_and_said_so(url):
+    with closing(ready(url)) as history:
+        there = record()
+        history.save([Stored(there, FILM)])
+        before = contents(url)
+    with read_only() as forbidden, closing(History(url)) as history:
+        for change in ("save", "update", "delete_all"):
+            with pytest.raises(ServiceError, match="can be read and not written") as caught:
+                CALLS[change](history)
+            assert caught.value.code == "history_unavailable"
+        history.check()
+        with pytest.raises(ServiceError, match="can be read and not written"):
+            history.check(writes=True)
+        assert everything(history) == [there] and history.film(there["id"]) == FILM
+        assert contents(url) == before
+        forbidden.clear()
+        history.check(writes=True)
+        assert contents(url) == before, "to ask whether it can be written writes nothing"
+        keep(history, record())
+
+
+# ---- a lock that is not let go --------------------------------------------------------------------------------------
+
+
+@contextmanager
+def locked(url: str) -> Iterator[sqlite3.Connection]:
+    """Somebody else writes to a SQLite file, and takes time over it."""
+    file = url.removeprefix("sqlite:///")
+    with closing(sqlite3.connect(file, isolation_level=None, check_same_thread=False)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        yield other
+
+
+def patience(history: History) -> int:
+    """How long the next connection waits for a lock, in milliseconds."""
+    with history._engine.connect() as connection:
+        return connection.exec_driver_sql("PRAGMA busy_timeout").scalar()
+
+
+def test_a_writer_waits_30_seconds_for_a_lock(sqlite_url):
+    with closing(ready(sqlite_url)) as history:
+        assert patience(history) == 30_000
+        keep(history, record())
+        assert patience(history) == 30_000
+
+
+def test_after_a_lock_was_waited_for_in_vain_nobody_waits_long_until_it_is_let_go(sqlite_url, monkeypatch):
+    now, begun = [1000.0], []
+    monkeypatch.setattr(tables, "BUSY_S", 0.6)
+    monkeypatch.setattr(module, "PROBE_S", 0.1)
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    with closing(ready(sqlite_url)) as history:
+        keep(history, record())
+        with locked(sqlite_url) as other, ThreadPoolExecutor(16) as threads:
+            history.check(writes=True)  # who is writing just now is no fault
+            began = time.monotonic()
+            codes = list(threads.map(lambda _: refused(lambda: keep(history, record())), range(16)))
+            assert set(codes) == {"history_unavailable"} and 0.5 < time.monotonic() - began < 3, "one wait for all"
+            now[0] += 2.9
+            with listening("begin", begun.append):
+                assert refused(lambda: keep(history, record())) == "history_unavailable"
+                assert refused(lambda: history.check(writes=True)) == "history_unavailable"
+            assert not [each for each in begun if each.get_execution_options()["writes"]]
+            assert history.search(Search()).total == 1, "it can be read"
+            now[0] += 0.2
+            assert refused(lambda: history.check(writes=True)) == "history_unavailable", "still locked"
+            assert 0.05 < seconds(lambda: refused(lambda: keep(history, record()))) < 0.5
+            other.execute("ROLLBACK")
+            now[0] += 3.1
+            history.check(writes=True)
+            assert patience(history) == 600 and keep(history, record())
+            other.execute("BEGIN IMMEDIATE")
+            assert seconds(lambda: refused(lambda: keep(history, record()))) > 0.5, "patient again"
 
 
 # ---- a database that goes away --------------------------------------------------------------------------------------

@@ -42,9 +42,9 @@ def log() -> Log:
     return Log()
 
 
-def crowd(log: Log, parts: list[list]) -> dict:
+def crowd(log: Log, parts: list[list], **options) -> dict:
     """All parts but the first wait while the first is in work."""
-    together, found = Together(log.take), {}
+    together, found = Together(log.take, **options), {}
     log.open.clear()
     threads = ask(together, parts, found)
     end = time.monotonic() + 10
@@ -69,6 +69,15 @@ def test_a_bad_share_spoils_no_other(log):
     assert [k for k, error in found.items() if error] and all(isinstance(found[k], ValueError) for k in (2, 4))
     assert [found[k] for k in (0, 1, 3)] == [None] * 3
     assert sorted(log.taken) == [1, 2, 3, 5], "once each, and nothing of a share that failed"
+
+
+def test_an_error_that_meets_all_alike_is_raised_for_all_and_no_share_is_tried_alone(log):
+    asked = []
+    found = crowd(log, [[1], [2, 3], ["bad", 4], [5]], common=lambda error: asked.append(error) or True)
+    first = next(k for k in range(4) if found[k] is None)
+    others = [found[k] for k in range(4) if k != first]
+    assert asked and all(error is asked[0] for error in others), "one error, and it was asked about"
+    assert len(log.rounds) == 2 and log.taken == log.rounds[0]
 
 
 def test_alone_it_is_one_round_and_a_failure_is_not_tried_again(log):

@@ -87,7 +87,8 @@ def health() -> Response:
 def ready() -> Response:
     """Whether films can be diagnosed and answers saved."""
     problems = [problem | {"request_id": g.request_id} for problem in clinic().ready()]
-    return reply({"ready": not problems, "problems": problems}, 503 if problems else 200)
+    able = clinic().is_ready(problems)
+    return reply({"ready": able, "problems": problems}, 200 if able else 503)
 
 
 @blueprint.get("/openapi.json")

@@ -138,16 +138,23 @@ class Clinic:
         return count
 
     def ready(self) -> list[dict[str, Any]]:
-        """What keeps the service from doing its work, as faults; empty when nothing does."""
+        """What is not as it should be, as faults, for people and monitors; see also `is_ready`."""
         found = []
         if self.catalog.problems or not self.catalog.models:
             message = "; ".join(self.catalog.problems) or "the service has no model"
             found.append(faults.fault("model_not_loaded", message).to_dict(""))
         try:
-            self.history.check()
+            self.history.check(writes=True)
         except ServiceError as error:
             found.append(faults.of_error(error).to_dict(""))
         return found
+
+    def is_ready(self, problems: Sequence[dict[str, Any]]) -> bool:
+        """Whether, with these problems, films are diagnosed and saved all the same.
+
+        A run that could not be loaded is one to tell of, and no reason to send visitors away from the models of others.
+        """
+        return not problems or bool(self.catalog.models and {p["code"] for p in problems} == {"model_not_loaded"})
 
     def close(self) -> None:
         """Finish what is in work, then let the history go."""
@@ -172,16 +179,18 @@ class Clinic:
         data = upload.stream.read(self.settings.file_bytes + 1)
         record = records.new(upload.name, data, offer, options)
         try:
-            read = self._read(data, offer)
+            read = self._read(data, offer, upload)
         except ImageError as error:
             return record | {"error": faults.of_error(error).to_dict(request_id)}, None, None
         record["file"] |= read.facts
         return record, read, self.worker.submit(offer, options.noise_handling, read.small)
 
-    def _read(self, data: bytes, offer: Offer) -> _Read:
+    def _read(self, data: bytes, offer: Offer, upload: Upload) -> _Read:
         limit = self.settings.file_bytes
         if len(data) > limit:
-            raise ImageError(f"the file is larger than {limit:,} bytes, the limit", code="too_many_bytes")
+            raise ImageError(
+                f"the file has {_size(upload, len(data))} bytes; the limit is {limit:,}", code="too_many_bytes"
+            )
         with self._reading:
             film = images.open_film(data, max_pixels=self.settings.pixels)
             height, width = film.pixels.shape
@@ -239,3 +248,10 @@ class Clinic:
     @staticmethod
     def _stages(offer: Offer) -> list[str]:
         return list(offer.diagnoser.stages())
+
+
+def _size(upload: Upload, read: int) -> str:
+    """How many bytes the file has; where its stream cannot tell, that there are at least those that were read."""
+    if upload.stream.seekable():
+        return f"{upload.stream.seek(0, os.SEEK_END):,}"
+    return f"at least {read:,}"

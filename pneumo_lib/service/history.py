@@ -7,37 +7,38 @@ import json
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
-from contextlib import closing
 from dataclasses import dataclass
-from datetime import date, datetime
-from pathlib import Path
 from typing import TypeVar
 
-from sqlalchemy import ColumnElement, delete, func, insert, select, update
-from sqlalchemy.engine import Connection, Engine
+from sqlalchemy import delete, func, insert, select, update
+from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from pneumo_lib.errors import ServiceError
 from pneumo_lib.service import migrations
+from pneumo_lib.service.search import MOST_PER_PAGE, NEWEST_FIRST, Found, Search, conditions
 from pneumo_lib.service.tables import (
     address,
     diagnoses,
     file_of,
     films,
     is_full,
+    is_locked,
+    is_read_only,
     is_worth_another_try,
     open_engine,
     pieces,
+    prepare,
     row,
 )
 from pneumo_lib.service.together import Together
 
-REST_S = 3.0  # after a failed connect nobody waits for the next one
+REST_S = 3.0  # after a failed connect, or a lock that was waited for in vain, nobody waits for the next one
+PROBE_S = 0.5  # how long whoever writes next waits for that lock
 PATIENCE_S, UPGRADE_PATIENCE_S = 3, 600  # how long a MySQL server may think
-MOST_PER_PAGE = 1000
 ROWS = 500  # deleted by one statement
-NEWEST_FIRST = (diagnoses.c.created_at.desc(), diagnoses.c.number.desc())
+READ_ONLY = "The database of the history can be read and not written: see to its permissions."
 
 T = TypeVar("T")
 
@@ -48,46 +49,6 @@ class Stored:
 
     record: dict
     film: bytes | None
-
-
-@dataclass(frozen=True)
-class Search:
-    """What to look for; empty fields match everything.
-
-    Attributes:
-        after: first day, UTC.
-        before: last day, UTC; it is part of what is found.
-        label: class that was named.
-        model: id of the model that was asked.
-        status: `ok`, `undecided`, `refused`, `unchecked` or `error`.
-        page: from 1.
-        per_page: at most 1000.
-    """
-
-    after: date | None = None
-    before: date | None = None
-    label: str = ""
-    model: str = ""
-    status: str = ""
-    page: int = 1
-    per_page: int = 20
-
-
-@dataclass(frozen=True)
-class Found:
-    """One page of records, newest first; a page behind the last one is empty.
-
-    Attributes:
-        records: the page.
-        total: records on all pages.
-        page: the page that was asked for, from 1.
-        pages: how many there are, at least 1.
-    """
-
-    records: list[dict]
-    total: int
-    page: int
-    pages: int
 
 
 class History:
@@ -106,15 +67,16 @@ class History:
         self._file = file_of(self._url)
         self._engine = open_engine(self._url, PATIENCE_S)
         self._fits = False  # whether the tables were seen to be of this version
-        self._rests_until = 0.0  # a single number: threads need no lock to read or set it
-        self._saves = Together(self._save)
+        self._rests_until, self._writers_rest_until = 0.0, 0.0  # single numbers: threads need no lock for them
+        self._locked = False  # whether the last writer gave up waiting for its turn
+        self._saves = Together(self._save, common=_is_away)
 
     def upgrade(self, revision: str = "head") -> None:
         """Bring the tables to this version, and make them in an empty database; two at once wait for each other."""
         engine = open_engine(self._url, UPGRADE_PATIENCE_S)
         try:
             if self._file:
-                _prepare(self._file, engine)
+                prepare(self._file, engine)
             with engine.connect().execution_options(writes=True) as connection, connection.begin():
                 migrations.upgrade(connection, revision)
         except (DBAPIError, sqlite3.Error, OSError) as error:
@@ -129,11 +91,16 @@ class History:
             return True
         return self._transact(migrations.is_empty)
 
-    def check(self) -> None:
-        """Raise a ServiceError unless the database answers and its tables are of this version."""
+    def check(self, *, writes: bool = False) -> None:
+        """Raise a ServiceError unless the database answers, its tables are of this version and, if asked, take rows.
+
+        This waits for no lock. Who holds it is no fault, unless a writer has waited for it in vain.
+        """
         self._fits = False
         self._transact(migrations.check)
         self._fits = True
+        if writes:
+            self._try_to_write()
 
     def save(self, cases: Sequence[Stored]) -> None:
         """Save all or none. To save the same once more changes nothing. Threads that save at once share a commit."""
@@ -157,7 +124,7 @@ class History:
 
     def search(self, wanted: Search) -> Found:
         """One page of what matches, newest first; records of one time in the opposite order of saving."""
-        where, page = _conditions(wanted), max(wanted.page, 1)
+        where, page = conditions(wanted), max(wanted.page, 1)
         size = min(max(wanted.per_page, 1), MOST_PER_PAGE)
         number = diagnoses.c.number
 
@@ -227,35 +194,59 @@ class History:
         """Do the work in a transaction, and once more when the connection was lost."""
         for last in (False, True):
             try:
-                with self._connect().execution_options(writes=writes) as connection, connection.begin():
+                with self._connect(writes, PROBE_S if self._locked else None) as connection, connection.begin():
+                    self._locked = self._locked and not writes
                     return work(connection)
             except (IntegrityError, DataError):
                 raise  # what was to be written is wrong, not the database
             except DBAPIError as error:
                 if last or not is_worth_another_try(error):
                     self._fits = False
+                    if is_locked(error):
+                        self._rest(writes)
                     raise self._fault(error.orig) from error
         raise AssertionError("the second try returns or raises")
 
-    def _connect(self) -> Connection:
-        """A connection, or a ServiceError: at once when another one has just failed."""
-        if time.monotonic() < self._rests_until:
+    def _try_to_write(self) -> None:
+        """Delete a row that no database holds: refused wherever a row would be, and nothing is written."""
+        try:
+            with self._connect(True, 0) as connection, connection.begin():
+                connection.execute(delete(diagnoses).where(diagnoses.c.number == -1))
+            self._locked = False
+        except DBAPIError as error:
+            if self._locked or not is_locked(error):
+                raise self._fault(error.orig) from error
+
+    def _rest(self, writes: bool) -> None:
+        """Send everybody away for a moment, or only who wants to write: what is saved can be read under a lock."""
+        until = time.monotonic() + REST_S
+        if writes:
+            self._writers_rest_until, self._locked = until, True
+        else:
+            self._rests_until = until
+
+    def _connect(self, writes: bool, patience: float | None) -> Connection:
+        """A connection for such a transaction, or a ServiceError: at once when another one has just failed."""
+        rests_until = max(self._rests_until, self._writers_rest_until if writes else 0.0)
+        if time.monotonic() < rests_until:
             raise _unavailable()
         if self._file and not self._file.exists():
             self._fits = False
             raise migrations.outdated() if self._file.parent.exists() else _unavailable()
         try:
-            return self._engine.connect()
+            return self._engine.connect().execution_options(writes=writes, patience=patience)
         except PoolTimeout as error:
             raise _unavailable() from error
         except DBAPIError as error:
-            self._rests_until = time.monotonic() + REST_S
+            self._rest(False)
             raise self._fault(error.orig) from error
 
     def _fault(self, cause: BaseException, reason: str = "") -> ServiceError:
         """What went wrong, in words for a visitor; the reason may name a server and is for who upgrades."""
         if is_full(cause, self._file):
             return ServiceError("There is no room left for the history: nothing was written.", code="history_full")
+        if is_read_only(cause) and not reason:
+            return ServiceError(READ_ONLY, code="history_unavailable")
         return _unavailable(reason)
 
 
@@ -264,26 +255,12 @@ def _unavailable(reason: str = "") -> ServiceError:
     return ServiceError(message, code="history_unavailable")
 
 
-def _prepare(file: Path, engine: Engine) -> None:
-    """Make the folder and a file that only its owner can read; readers and one writer do not wait for each other."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.touch(mode=0o600)
-    with closing(engine.raw_connection()) as connection:
-        connection.cursor().execute("PRAGMA journal_mode = WAL")
+def _is_away(error: BaseException) -> bool:
+    """Whether the database takes nothing from anybody: less of it would fare no better."""
+    return isinstance(error, ServiceError) and error.code != "history_full"
 
 
 def _remove(connection: Connection, ids: Sequence[str]) -> int:
     """Delete some records and their films, and count the records."""
     connection.execute(delete(films).where(films.c.id.in_(ids)))
     return connection.execute(delete(diagnoses).where(diagnoses.c.id.in_(ids))).rowcount
-
-
-def _conditions(wanted: Search) -> list[ColumnElement[bool]]:
-    """What a row must be to be found."""
-    made, found = diagnoses.c.created_at, []
-    if wanted.after:
-        found.append(made >= datetime.combine(wanted.after, datetime.min.time()))
-    if wanted.before:
-        found.append(made <= datetime.combine(wanted.before, datetime.max.time()))
-    chosen = {name: getattr(wanted, name) for name in ("label", "model", "status")}
-    return found + [diagnoses.c[name] == value for name, value in chosen.items() if value]

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 import waitress
@@ -16,10 +17,13 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 
 from pneumo_lib import runtime
 from pneumo_lib.errors import ServiceError, UsageError
-from pneumo_lib.service import catalog, create_app
+from pneumo_lib.service import catalog, create_app, spool
 from pneumo_lib.service.cases import Clinic
 from pneumo_lib.service.history import History
 from pneumo_lib.service.settings import Settings
+
+if TYPE_CHECKING:
+    from wsgiref.types import WSGIApplication
 
 logger = logging.getLogger(__name__)
 DEMO = Path("runs", "demo")
@@ -56,15 +60,7 @@ def serve(
     clinic = open_clinic(folders or [str(DEMO)], settings, upgrade=upgrade)
     app = create_app(clinic)
     wsgi = ProxyFix(app, x_for=1, x_proto=1, x_host=1, x_prefix=1) if proxy else app
-    server = waitress.create_server(
-        wsgi,
-        sockets=[bound],
-        threads=THREADS,
-        ident="pneumo",
-        channel_timeout=IDLE_SECONDS,
-        connection_limit=500,
-        max_request_body_size=settings.request_bytes,
-    )
+    server = _listen(wsgi, bound, settings.request_bytes)
     stop = threading.Event()
     for signum in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, lambda *_: stop.set())
@@ -75,6 +71,15 @@ def serve(
         _run(server, stop)
     finally:
         clinic.close()
+
+
+def _listen(wsgi: "WSGIApplication", bound: socket.socket, request_bytes: int, **options: Any) -> BaseWSGIServer:
+    """A server whose loop is still to be run; `options` are further ones of waitress, or others than ours."""
+    ours = {"threads": THREADS, "ident": "pneumo", "channel_timeout": IDLE_SECONDS, "connection_limit": 500}
+    ours |= {"sockets": [bound], "max_request_body_size": request_bytes}
+    server = waitress.create_server(wsgi, **ours | options)
+    server.channel_class = spool.Channel
+    return server
 
 
 def _run(server: BaseWSGIServer, stop: threading.Event) -> None:

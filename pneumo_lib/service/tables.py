@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 import sqlite3
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -21,10 +22,12 @@ from pneumo_lib.errors import UsageError
 
 PIECE = 1 << 18  # bytes of a film in one row
 LONGEST = 255  # characters of a name, a label or a model's id that can be searched; the record holds the whole
-BUSY_S = 30  # how long a writer of SQLite waits for another one
+BUSY_S = 30  # how long a writer of SQLite waits for another one, unless it is told to wait less
 CONNECT_S, WRITE_S, RECYCLE_S = 2, 10, 280  # MySQL; firewalls like to drop what was silent for five minutes
 CONNECTIONS = 20  # kept open; to make one takes PyMySQL 50 ms
 FULL_MYSQL = {errno.ENOSPC, 1021, 1114}
+LOCKED_SQLITE, LOCKED_MYSQL = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}, {1205}
+READ_ONLY_MYSQL = {1142, 1290, 1792, 1836}  # no right to write, or nobody has it at the moment
 BEATEN_MYSQL = {1020, 1213}  # another transaction changed the row first, a deadlock: undone as a whole
 NEARLY_FULL = 1 << 20  # bytes left on a disk on which SQLite can fail without saying why
 
@@ -131,7 +134,8 @@ def open_engine(url: URL, patience: float) -> Engine:
 def _open_sqlite(url: URL, file: Path) -> Engine:
     """SQLite whose transactions are ours: with the execution option `writes` they wait for their turn at the start.
 
-    Without, a reader that begins to write fails at once while another writes, however long it was told to wait.
+    Without, a reader that begins to write fails at once while another writes, however long it was told to wait. The
+    execution option `patience` is how many seconds a transaction waits, instead of BUSY_S.
     """
     engine = sa.create_engine(url, pool_size=CONNECTIONS, connect_args={"timeout": BUSY_S, "isolation_level": None})
 
@@ -144,12 +148,28 @@ def _open_sqlite(url: URL, file: Path) -> Engine:
     def checked_out(connection: sqlite3.Connection, entry, proxy) -> None:
         if entry.info["file"] != _identity(file):  # deleted or put back from a copy: what we write would be lost
             raise DisconnectionError("The file of the history is another one now.")
+        _wait(connection, BUSY_S)
 
     @event.listens_for(engine, "begin")
     def begun(connection: Connection) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if connection.get_execution_options().get("writes") else "BEGIN")
+        options = connection.get_execution_options()
+        if options.get("patience") is not None:
+            _wait(connection.connection.dbapi_connection, options["patience"])
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if options.get("writes") else "BEGIN")
 
     return engine
+
+
+def _wait(connection: sqlite3.Connection, seconds: float) -> None:
+    connection.execute(f"PRAGMA busy_timeout = {round(1000 * seconds)}")
+
+
+def prepare(file: Path, engine: Engine) -> None:
+    """Make the folder and a file that only its owner can read; readers and one writer do not wait for each other."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.touch(mode=0o600)
+    with closing(engine.raw_connection()) as connection:
+        connection.cursor().execute("PRAGMA journal_mode = WAL")
 
 
 def _identity(file: Path) -> tuple[int, int] | None:
@@ -163,6 +183,18 @@ def _identity(file: Path) -> tuple[int, int] | None:
 def is_worth_another_try(error: DBAPIError) -> bool:
     """Whether the transaction failed for a reason that is over by now: a lost connection, a deadlock."""
     return error.connection_invalidated or _number(error.orig) in BEATEN_MYSQL
+
+
+def is_locked(error: DBAPIError) -> bool:
+    """Whether we gave up waiting: for a lock that is not let go, or for a MySQL server that says nothing."""
+    code = getattr(error.orig, "sqlite_errorcode", 0) & 0xFF
+    return error.connection_invalidated or code in LOCKED_SQLITE or _number(error.orig) in LOCKED_MYSQL
+
+
+def is_read_only(cause: BaseException) -> bool:
+    """Whether the database lets us read and not write."""
+    code = getattr(cause, "sqlite_errorcode", 0) & 0xFF
+    return code == sqlite3.SQLITE_READONLY or _number(cause) in READ_ONLY_MYSQL
 
 
 def is_full(cause: BaseException, file: Path | None) -> bool:

@@ -22,10 +22,14 @@ class Together(Generic[T]):
 
     Args:
         work: does all it is given or, where it raises, none.
+        common: whether an error would meet every share alike, as when nobody is there to do the work; then no share
+            is tried alone, since each would wait as long for the same.
     """
 
-    def __init__(self, work: Callable[[Sequence[T]], None]) -> None:
-        self._work = work
+    def __init__(
+        self, work: Callable[[Sequence[T]], None], *, common: Callable[[BaseException], bool] = lambda error: False
+    ) -> None:
+        self._work, self._common = work, common
         self._waiting: list[_Share[T]] = []
         self._door, self._turn = threading.Lock(), threading.Lock()
 
@@ -46,8 +50,9 @@ class Together(Generic[T]):
         try:
             self._work([item for share in shares for item in share.items])
         except BaseException as error:
+            alike = len(shares) == 1 or self._common(error)
             for share in shares:
-                share.error = error if len(shares) == 1 else self._alone(share)
+                share.error = error if alike else self._alone(share)
         for share in shares:
             share.done = True
 
