@@ -33,13 +33,20 @@ def strict_offers(tiny_run) -> Catalog:
 @pytest.fixture(scope="session")
 def offers(strict_offers) -> Catalog:
     """The same, refusing no picture: the films of that run are too few to learn what a film looks like."""
-    return Catalog(tuple(lenient(offer) for offer in strict_offers.models), strict_offers.problems)
+    return Catalog(tuple(posing(offer, offer.id, check=1000) for offer in strict_offers.models), strict_offers.problems)
 
 
-def lenient(offer: Offer) -> Offer:
-    """The model that takes everything for a film."""
-    check = offer.diagnoser.check
-    return replace(offer, diagnoser=replace(offer.diagnoser, check=replace(check, scales=check.scales * 1000)))
+def posing(offer: Offer, id: str, *, check: float | None = 1, alone: bool = False, **changes: Any) -> Offer:
+    """The same network as another model of the service.
+
+    Args:
+        check: how many times as far from a film a picture may lie; None leaves the model without that check.
+        alone: without a denoiser.
+    """
+    diagnoser = offer.diagnoser
+    own = replace(diagnoser.check, scales=diagnoser.check.scales * check) if check else None
+    parts = {"denoiser": None, "denoiser_card": None, "handling": "none"} if alone else {}
+    return replace(offer, id=id, diagnoser=replace(diagnoser, check=own, **parts), **changes)
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 import os
 import shutil
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_output
@@ -13,6 +14,11 @@ CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 ARGUMENTS = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 
 
+def go_without(message: str) -> NoReturn:
+    """Skip a test; fail it where a browser is required: nothing that was not looked at shall count as tested."""
+    pytest.fail(message) if os.environ.get("PNEUMO_REQUIRE_BROWSER") == "1" else pytest.skip(message)
+
+
 @pytest.fixture(scope="module")
 def browser():
     try:
@@ -20,8 +26,7 @@ def browser():
     except ImportError:
         sync_playwright = None
     if CHROMIUM is None or sync_playwright is None:
-        message = "NO BROWSER: the report was NOT opened; install chromium and playwright to test it"
-        pytest.fail(message) if os.environ.get("PNEUMO_REQUIRE_BROWSER") == "1" else pytest.skip(message)
+        go_without("NO BROWSER: no page was opened; install chromium and playwright to test them")
     with sync_playwright() as driver:
         started = driver.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
         yield started

@@ -1,23 +1,31 @@
 """The service in a real browser: a visitor's whole way, every page at two widths, themes and languages, and faults."""
 
 import csv
+import json
+import os
 import re
+import sys
 import threading
 from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from io import BytesIO, StringIO
+from itertools import cycle
+from pathlib import Path
+from urllib.parse import urlencode
 
 import pytest
 import test_report_browser
 import waitress
 from flask import Flask
+from service_app import posing
 
 from pneumo_lib.service import create_app, server
 from pneumo_lib.service.cases import Clinic
+from pneumo_lib.service.catalog import Catalog
 from pneumo_lib.service.history import History
-from pneumo_lib.service.records import Options, Upload
+from pneumo_lib.service.records import STATUSES, Options, Upload
 
 try:
     from playwright.sync_api import expect
@@ -31,8 +39,10 @@ browser, ground = test_report_browser.browser, test_report_browser.ground
 DESK, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 CHINESE = {"locale": "zh-CN"}
 NAMES = ["first.png", "second.png", "third.png"]
+LONG = "IM-0001-0042 chest PA erect, exported by the viewer on 21 November 2026, for teaching.png"
 EVIL = "<img src=x onerror=alert(1)>.png"
 PICTURES = "[...document.querySelectorAll('img:not([loading=lazy])')]"
+SCREENSHOTS = os.environ.get("PNEUMO_SCREENSHOTS")  # a folder where people can see what the tests saw
 PATIENCE = 60_000  # milliseconds that a machine shared with others may take to answer
 
 
@@ -131,10 +141,29 @@ def until(tab, true):
     raise AssertionError(f"still not so after {PATIENCE / 1000} s")
 
 
-def diagnosed(site, films, **options):
+def diagnosed(site, films, *, names=NAMES, **options):
     """Ids of films that were diagnosed before anyone opened a page."""
-    uploads = [Upload(name, BytesIO(film)) for name, film in zip(NAMES, films, strict=False)]
+    uploads = [Upload(name, BytesIO(film)) for name, film in zip(cycle(names), films, strict=False)]
     return [record["id"] for record in site.clinic.diagnose(uploads, Options(**options), "request")]
+
+
+def shown(card):
+    """What a card says of its film: id, name, status, classes that are named, threshold, and the number of each bar."""
+    bars = {row.locator("th").inner_text().split()[0]: row.locator(".number") for row in card.locator(".bars tr").all()}
+    named = {name for name in bars if name in card.locator(".answer").inner_text()}
+    about = (card.get_attribute("data-id"), card.locator("h2").inner_text(), card.get_attribute("data-status"))
+    numbers = {name: number.inner_text() for name, number in bars.items()}
+    return *about, named, card.locator("output").all_inner_texts(), numbers
+
+
+def as_shown(record):
+    """The same of a record, as a page in Chinese shows it."""
+    shares = record["probabilities"] or {}
+    threshold = [f"{100 * record['threshold']:.1f}".removesuffix(".0") + "%"] if shares else []
+    extremes = {"0.0%": "< 0.1%", "100.0%": "> 99.9%"}
+    numbers = {name: extremes.get(f"{share:.1%}", f"{share:.1%}") for name, share in shares.items()}
+    about = record["id"], record["file"]["name"], record["status"]
+    return *about, set(record["candidates"]), threshold, numbers
 
 
 def test_the_way_of_a_visitor(visit, films, tmp_path):
@@ -168,10 +197,13 @@ def test_the_way_of_a_visitor(visit, films, tmp_path):
         with tab.expect_download() as waiting:
             tab.locator("#toolbar").get_by_role("link", name=kind).click()
         waiting.value.save_as(tmp_path / waiting.value.suggested_filename)
-    table, page = (next(tmp_path.glob(f"pneumo-*.{kind}")) for kind in ("csv", "html"))
+    table, page, data = (next(tmp_path.glob(f"pneumo-*.{kind}")) for kind in ("csv", "html", "json"))
     rows = list(csv.DictReader(StringIO(table.read_text("utf-8-sig"))))
     assert [row["file_name"] for row in rows] == [*NAMES, "half.png"]
     assert "研究与教学" in page.read_text("utf-8")
+    records = json.loads(data.read_text("utf-8"))
+    assert [as_shown(record) for record in records] == [shown(card) for card in cards.all()]
+    assert len({record["status"] for record in records}) > 1, "they are not all alike"
 
     tab.get_by_role("link", name="历史记录").click()
     entries = tab.locator("table.cases tbody tr")
@@ -190,29 +222,80 @@ def test_the_way_of_a_visitor(visit, films, tmp_path):
     expect(tab.locator("main")).to_contain_text("历史记录为空")
 
 
+def furnish(site, films):
+    """Films of every status, and more in the history than one page holds; gives the ids of one film of each."""
+    model, *_ = known = site.clinic.catalog.models
+    strict = posing(model, "tiny/strict", check=1e-9)
+    blind = posing(model, "slices/cnn2", check=None, alone=True, category="CT", title="cnn2, trained on slices")
+    site.clinic.catalog = Catalog((*known, strict, blind))
+    diagnosed(site, films[:19], names=[LONG, *NAMES])
+    ids = diagnosed(site, [films[0], films[3][:100]], names=[LONG, "half.png"], threshold=0.0, keep_film=True)
+    ids += diagnosed(site, films[:1], threshold=1.0)
+    return ids + [id for offer in (strict, blind) for id in diagnosed(site, films[:1], model=offer.id, threshold=0.0)]
+
+
 @pytest.mark.parametrize("theme", ["light", "dark"])
-@pytest.mark.parametrize(
-    ("size", "language"), [(DESK, {}), (PHONE, CHINESE)], ids=["wide and English", "narrow and Chinese"]
-)
-def test_every_page_fits_and_can_be_used_by_all(visit, site, films, size, language, theme):
-    ids = diagnosed(site, [*films[:2], films[3][:100]], keep_film=True)
+@pytest.mark.parametrize("language", [{}, CHINESE], ids=["English", "Chinese"])
+@pytest.mark.parametrize("size", [DESK, PHONE], ids=["wide", "narrow"])
+def test_every_page_fits_and_can_be_used_by_all(
+    visit, site, films, size, language, theme, monkeypatch, tmp_path, request
+):
     still = {"reduced_motion": "reduce"}  # or contrast is measured halfway between two colours
-    tab = visit("/about", viewport=size, color_scheme=theme, forgiven=["404"], **still, **language)
-    results = f"/?id={ids[0]}&id={ids[1]}&id={ids[2]}"
-    for path in ("/", results, f"/results/{ids[0]}", "/history", "/history?label=CAT", "/about", "/nowhere"):
-        tab.goto(site.url + path)
-        for fold in tab.locator("details > summary").all():
-            fold.click()
-        until(tab, lambda: tab.evaluate("[...document.images].every((i) => i.complete && i.naturalWidth)"))
-        assert tab.evaluate("document.documentElement.scrollWidth") == size["width"], f"{path} scrolls sideways"
-        assert (ground(tab) < 150) == (theme == "dark")
-        assert_accessible(tab, path)
+    ids = furnish(site, films)
+    tab = visit("/about", viewport=size, color_scheme=theme, forgiven=["404", "503"], **still, **language)
+
+    def look(**sights):
+        for name, path in sights.items():
+            tab.goto(site.url + path)
+            keep_picture(tab, f"{name}-{request.node.callspec.id}")
+            folds = tab.locator("details > summary").all()
+            for fold in folds:
+                fold.click()
+            until(tab, lambda: tab.evaluate("[...document.images].every((i) => i.complete && i.naturalWidth)"))
+            assert tab.evaluate("document.documentElement.scrollWidth") == size["width"], f"{path} scrolls sideways"
+            assert (ground(tab) < 150) == (theme == "dark")
+            assert_accessible(tab, path)
+            if folds:
+                keep_picture(tab, f"{name}-unfolded-{request.node.callspec.id}")
+
+    results = "/?" + urlencode([("id", id) for id in (*ids, "gone")])
+    look(form="/", results=results, result=f"/results/{ids[0]}", about="/about", nowhere="/nowhere")
+    assert {site.clinic.case(id)["status"] for id in ids} == set(STATUSES)
+    look(history="/history", older="/history?page=2", searched="/history?status=refused", unfit="/history?label=CAT")
+    demo = tuple(replace(offer, phantom=True) for offer in site.clinic.catalog.models)
+    monkeypatch.setattr(site.clinic, "catalog", Catalog(demo, ("tiny/cnn9 cannot be used (its weights are missing)",)))
+    look(demo="/", drawn=f"/results/{diagnosed(site, films[:1])[0]}")
+    monkeypatch.setattr(site.clinic, "history", History(f"sqlite:///{tmp_path / 'away' / 'history.sqlite3'}"))
+    look(banners="/", away="/history")
+
+
+def keep_picture(tab, name):
+    """Save the whole page where someone wants to look at it."""
+    if SCREENSHOTS:
+        until(tab, lambda: tab.evaluate(f"{PICTURES}.every((image) => image.complete)"))
+        tab.screenshot(path=Path(SCREENSHOTS) / f"{name.replace(' ', '-')}.png", full_page=True)
+
+
+def axe():
+    """Looks for what keeps people from using a page."""
+    try:
+        from axe_playwright_python.sync_playwright import Axe
+    except ImportError:
+        test_report_browser.go_without("NO AXE: nothing was looked for; install axe-playwright-python to do so")
+    return Axe()
+
+
+@pytest.mark.parametrize(("required", "outcome"), [("1", pytest.fail.Exception), ("", pytest.skip.Exception)])
+def test_where_a_browser_is_required_so_is_axe(monkeypatch, required, outcome):
+    monkeypatch.setitem(sys.modules, "axe_playwright_python.sync_playwright", None)
+    monkeypatch.setenv("PNEUMO_REQUIRE_BROWSER", required)
+    with pytest.raises(outcome, match="NO AXE"):
+        axe()
 
 
 def assert_accessible(tab, path):
     """axe-core finds nothing serious; it runs outside the page's policy, as a debugger would."""
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
-    found = axe.run(tab).response["violations"]
+    found = axe().run(tab).response["violations"]
     serious = [
         (v["id"], v["impact"], [node["html"][:120] for node in v["nodes"]])
         for v in found
@@ -233,6 +316,7 @@ def test_a_service_with_a_token_asks_for_it_first(visit, offers, settings):
         tab.get_by_role("button", name="Log in").click()
         expect(tab.locator("main")).to_contain_text("This is not the token")
         assert_accessible(tab, "/login, refused")
+        keep_picture(tab, "login")
         tab.get_by_label("Token").fill("letmein")
         tab.get_by_role("button", name="Log in").click()
         expect(tab.locator("#diagnose")).to_be_visible()
@@ -307,6 +391,7 @@ def test_a_film_that_fails_leaves_the_others(visit, films, site):
     assert "The service cannot be reached" in tab.inner_text("#batches")
     assert "big.png: The file is too large: at most 1 MB a film." in tab.inner_text("#batches")
     assert len(asked) == 3, "what is too large is not sent"
+    keep_picture(tab, "progress")
 
 
 def test_more_films_than_allowed_are_not_sent(visit, films):
@@ -408,6 +493,132 @@ def test_the_keyboard_reaches_content_and_films_first(visit):
     assert tab.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
 
 
+FOCUSED = "(({ id, name, textContent }) => id || name || textContent.trim())(document.activeElement)"
+
+
+def tabs(tab, n):
+    """What the next stops of the Tab key are called."""
+    found = []
+    for _ in range(n):
+        tab.keyboard.press("Tab")
+        found.append(tab.evaluate(FOCUSED))
+    return found
+
+
+def test_the_keyboard_goes_from_films_over_options_to_answers(visit, films):
+    tab = visit()
+    drop(tab, list(zip(NAMES, films[:2], strict=False)))
+    tab.locator("#files").focus()
+    stops = ["category", "model", "noise-1", "own", "threshold", "save", "keep", "Diagnose"]
+    assert tabs(tab, len(stops)) == stops
+    tab.keyboard.press("Enter")
+    card = wait_for(tab, tab.locator("#batches article"), 2).first
+    expect(card, "focus waits at the first answer").to_be_focused()
+    id = card.get_attribute("data-id")
+    stops = [f"threshold-{id}", f"cam-{id}", f"strength-{id}", "Feature maps of the stages", "File and model"]
+    stops += ["HTML", "CSV", "JSON", "Delete"]
+    assert tabs(tab, len(stops)) == stops
+
+
+def test_focus_stays_with_who_went_on_meanwhile(visit, films):
+    tab, held = visit(), []
+    tab.route("**/diagnose", lambda route: held.append(route))
+    drop(tab, list(zip(NAMES, films[:1], strict=False)))
+    tab.locator("#diagnose button").click()
+    until(tab, lambda: held)
+    tab.locator("#model").focus()
+    held[0].continue_()
+    wait_for(tab, tab.locator("#batches article"), 1)
+    expect(tab.locator("#model")).to_be_focused()
+
+
+def test_answers_are_announced_and_progress_has_names(visit, films):
+    tab = visit()
+    cards = send(tab, [*films[:2], films[3][:100]], names=NAMES)
+    news = tab.locator("[aria-live=polite] p")
+    answers = zip(NAMES, cards.locator(".answer").all_inner_texts(), strict=True)
+    wanted = ["uploading", *(f"{name}: {' '.join(answer.split())}" for name, answer in answers)]
+    assert sorted(news.all_inner_texts()) == sorted(wanted), "each once, and of every card its answer alone"
+    for name in NAMES:
+        expect(tab.get_by_role("progressbar", name=name)).to_have_count(1)
+    cards.first.get_by_label("Decision threshold").press("End")
+    expect(news.last).to_have_text(re.compile(rf"^{NAMES[0]}: Undecided: \w+ or \w+$"))
+
+
+def test_the_history_is_searched_by_class_day_model_and_status(visit, site, films):
+    first, second = (offer.id for offer in site.clinic.catalog.models)
+    some, others = films[::4], films[1::8]  # films are sorted by class
+    ids = [*diagnosed(site, some, model=first, threshold=0), *diagnosed(site, others, model=second, threshold=1)]
+    made = [site.clinic.case(id) | {"created_at": f"2026-03-0{1 + k % 3}T23:59:59.000Z"} for k, id in enumerate(ids)]
+    assert all(site.clinic.history.update(record) for record in made)
+    tab = visit("/history")
+    entries, everything = tab.locator("table.cases tbody tr"), tab.get_by_role("link", name="Show everything")
+    button, field = tab.get_by_role("button", name="Search"), lambda name: tab.get_by_label(name, exact=True)
+    expect(entries).to_have_count(len(made))
+    expect(everything).to_have_count(0)
+
+    def clear():
+        everything.click()
+        expect(entries).to_have_count(len(made))
+        expect(everything).to_have_count(0)
+
+    labels, statuses = ({record[name] for record in made if record[name]} for name in ("label", "status"))
+    assert len(labels) > 1
+    for name, key, values in (
+        ("Class", lambda record: record["label"], labels),
+        ("Model", lambda record: record["model"]["id"], {first, second}),
+        ("Status", lambda record: record["status"], statuses),
+    ):
+        for value in values:
+            field(name).select_option(value)
+            button.click()
+            expect(entries, f"{name} {value}").to_have_count(sum(key(record) == value for record in made))
+            expect(field(name)).to_have_value(value)
+        clear()
+    field("From").fill("2026-03-02")
+    button.click()
+    expect(entries).to_have_count(6)
+    field("To").fill("2026-03-02")
+    button.click()
+    expect(entries.locator("time")).to_have_text(["2026-03-02 23:59 UTC"] * 3)
+    field("Model").select_option(second)
+    button.click()
+    expect(entries, "the conditions hold together").to_have_count(1)
+    field("To").fill("2026-03-01")
+    button.click()
+    expect(tab.locator("main")).to_contain_text("Nothing in the history fits this search.")
+    clear()
+
+
+def test_the_kind_of_picture_chooses_among_the_models(visit, site, films):
+    chest = site.clinic.catalog.models
+    slices = posing(chest[0], "slices/cnn2", check=None, alone=True, category="CT", title="cnn2, trained on slices")
+    site.clinic.catalog = Catalog((*chest, slices))
+    tab = visit()
+    kind, models = tab.get_by_label("Kind of picture"), tab.get_by_label("Model", exact=True).locator("option")
+    denoise, trained = tab.get_by_label("Denoise first"), tab.get_by_label("As the model was trained")
+    expect(models).to_have_text([offer.title for offer in chest])
+    denoise.check()
+    tab.get_by_label("Model", exact=True).select_option(chest[1].id)
+    expect(tab.locator("#threshold-value"), "the slider has steps, its words are exact").to_have_text(
+        f"{100 * chest[1].threshold:.1f}".removesuffix(".0") + " %"
+    )
+    kind.select_option(label="CT")
+    expect(models).to_have_text([slices.title])
+    expect(denoise).to_be_disabled()
+    expect(trained, "what cannot be is not left chosen").to_be_checked()
+    card = send(tab, films[:1], names=NAMES[:1])
+    assert card.get_attribute("data-status") in ("unchecked", "undecided")
+    card.get_by_text("File and model").click()
+    facts = card.locator(".facts")
+    expect(facts).to_contain_text(slices.title)
+    expect(facts.get_by_text("Denoiser")).to_have_count(0)
+    expect(card.locator(".pictures figure"), "the film and its heat map").to_have_count(2)
+    kind.select_option(label="Chest X-ray")
+    expect(denoise).to_be_enabled()
+    expect(models).to_have_text([offer.title for offer in chest])
+
+
 def test_the_export_opens_offline_and_prints_one_sheet_per_film(browser, site, films, visit, tmp_path):
     ids = diagnosed(site, films[:3])
     tab = visit()
@@ -423,4 +634,5 @@ def test_the_export_opens_offline_and_prints_one_sheet_per_film(browser, site, f
     assert [line for line in seen if not line.startswith("data:")] == [(tmp_path / "export.html").as_uri()]
     assert page.pdf(prefer_css_page_size=True).count(b"/Type /Page\n") == 3
     assert_accessible(page, "export")
+    keep_picture(page, "export")
     context.close()

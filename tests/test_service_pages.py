@@ -258,6 +258,8 @@ def test_each_status_has_its_words(client, clinic, status):
     assert all(words in text for words in WORDS[status])
     assert ("<strong>NORMAL</strong>" in text) == (status in ("ok", "unchecked"))
     assert ("data-redecide" in text) == (status in ("ok", "unchecked", "undecided"))
+    assert ("The probability is calibrated" in text) == (status not in ("refused", "error")), "where there is one"
+    assert ("A file that cannot be read is not saved" in text) == (status == "error")
 
 
 def test_a_refused_picture_gets_no_class_at_all(client, clinic):
@@ -394,10 +396,13 @@ def test_a_history_that_fails_is_a_page_with_what_to_do_and_a_banner_elsewhere(c
 
 def test_the_demo_and_a_missing_model_are_said(client, clinic):
     assert "Demo model" not in client.get("/").text
+    clinic.faults = [faults.fault("model_not_loaded", "weights missing").to_dict("request-7")]
+    text = client.get("/").text
+    assert "A model could not be loaded.</strong> The others answer" in text and "weights missing" in text
+    assert "没有加载模型" not in client.get("/", headers=CHINESE).text, "there are others"
     clinic.catalog.models = (SimpleNamespace(**vars(OFFER) | {"phantom": True}),)
     assert "what it says of a real film means nothing" in client.get("/").text
     clinic.catalog.models = ()
-    clinic.faults = [faults.fault("model_not_loaded", "weights missing").to_dict("request-7")]
     text = client.get("/").text
     assert "No model is loaded" in text and "weights missing" in text and "<form" not in text
     assert client.get("/about").status_code == 200

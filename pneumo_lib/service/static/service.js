@@ -10,6 +10,10 @@
 
   const paragraph = (className, textContent) => Object.assign(document.createElement("p"), { className, textContent });
 
+  // For who hears the page: one sentence a film, instead of every step of every progress bar.
+  const announce = (text) => find("#announcements").append(paragraph("", text.replace(/\s+/g, " ").trim()));
+  const answerOf = (card) => find(".answer", card).textContent;
+
   // What the cards on the page are called: for export, for a reload and for the switch of language.
   const follow = () => {
     const ids = all("article[data-id]").map((card) => card.dataset.id), toolbar = find("#toolbar");
@@ -42,6 +46,7 @@
     slider.value = find("[name=threshold]", fresh).value;
     output.textContent = find("output", fresh).textContent;
     slider.setAttribute("aria-valuetext", output.textContent);
+    if (card.contains(document.activeElement)) announce(`${find("h2", card).textContent}: ${answerOf(card)}`);
   };
   const waits = new Map();
   const soon = (key, work) => { clearTimeout(waits.get(key)); waits.set(key, setTimeout(work, PATIENCE)); };
@@ -103,11 +108,10 @@
     const denoise = find("[name=noise_handling][value=denoise]");
     denoise.disabled = !possible;
     if (denoise.disabled && denoise.checked) find("[name=noise_handling]").checked = true;
-    if (own.checked) move(value);
-  };
-  const move = (value) => {
-    threshold.value = value;
-    threshold.dispatchEvent(new Event("input", { bubbles: true }));
+    if (own.checked) threshold.value = value;
+    const told = own.checked ? text : percent(threshold.value); // the slider has steps, the model's own value has not
+    threshold.setAttribute("aria-valuetext", told);
+    find("#threshold-value").textContent = told;
   };
   const choose = () => {
     model.replaceChildren(...groups.filter((group) => group.dataset.category === category.value));
@@ -139,13 +143,21 @@
     find(".state", job.line).textContent = words[state];
     job.line.dataset.state = state;
   };
-  const finish = (job, state, html) => {
+  const finish = (job, state, html, text) => {
     say(job, state);
     find("progress", job.line).value = 1;
-    if (html) job.place.replaceWith(html);
+    job.place.replaceWith(html);
+    announce(`${job.name}: ${text}`);
     follow();
+    if ((job.batch.left -= 1) === 0) arrive(job.batch);
   };
-  const fail = (job, text) => finish(job, "failed", paragraph("notice", `${job.name}: ${text}`));
+  // Focus goes to the first answer if it still waits at the button; who has scrolled on reads already and stays there.
+  const arrive = ({ place, top }) => {
+    if (![find("button", form), document.body].includes(document.activeElement)) return;
+    place.firstElementChild.tabIndex = -1;
+    place.firstElementChild.focus({ preventScroll: scrollY !== top });
+  };
+  const fail = (job, text) => finish(job, "failed", paragraph("notice", `${job.name}: ${text}`), text);
   const send = (job) => {
     const request = new XMLHttpRequest();
     running += 1;
@@ -158,9 +170,12 @@
       const html = parse(request.responseText), card = find("article", html);
       if (request.status === 503 && request.getResponseHeader("Retry-After") && (job.tries += 1) < TRIES) {
         say(job, "later");
+        announce(`${job.name}: ${words.later}`);
         setTimeout(() => { waiting.push(job); next(); }, 1000 * +request.getResponseHeader("Retry-After"));
+      } else if (card) {
+        finish(job, request.status < 300 && card.dataset.status !== "error" ? "done" : "failed", html, answerOf(card));
       } else {
-        finish(job, request.status < 300 && card?.dataset.status !== "error" ? "done" : "failed", card && html);
+        fail(job, words.lost);
       }
     };
     request.onerror = () => fail(job, words.lost);
@@ -171,22 +186,24 @@
 
   const jobOf = (file, batch) => {
     const line = find("#row").content.firstElementChild.cloneNode(true), body = new FormData(form);
-    const place = batch.appendChild(document.createElement("div"));
+    const place = batch.place.appendChild(document.createElement("div"));
     body.delete("files");
     body.append("files", file, file.name);
     find(".film-name", line).textContent = file.name;
     find("progress", line).setAttribute("aria-label", file.name);
     list.append(line);
-    return { name: file.name, line, place, body, tries: 0 };
+    return { name: file.name, line, place, body, batch, tries: 0 };
   };
   form.addEventListener("submit", (event) => {
     event.preventDefault();
-    const chosen = [...files.files], batch = document.createElement("div");
+    const chosen = [...files.files];
+    const batch = { place: document.createElement("div"), left: chosen.length, top: scrollY };
     complaint.textContent = chosen.length > +words.most ? words.tooMany : "";
     if (complaint.textContent) return;
     if (!running && !waiting.length) list.replaceChildren();
     list.hidden = false;
-    find("#batches").prepend(batch);
+    announce(words.uploading);
+    find("#batches").prepend(batch.place);
     for (const file of chosen) {
       const job = jobOf(file, batch);
       say(job, "waiting");
