@@ -18,7 +18,10 @@ from pneumo_lib import dicom, guards
 from pneumo_lib.errors import ImageError, UsageError
 
 MAX_PIXELS = 40_000_000  # above any chest detector (about 16 million), low enough for a small server
-MIN_SIDE, MAX_ASPECT = 16, 4  # pixels; long side over short side
+# Pixels; long side over short side. Wide limits, since training reads its films through them too: some slices of
+# COVID-CT have a side of less than 64 pixels, down to 26, and who trains on MedMNIST may send films of 28 x 28. They
+# keep out what is no picture; whether it shows a chest is for `novelty` to say.
+MIN_SIDE, MAX_ASPECT = 16, 4
 BYTES_PER_PIXEL = 8  # the largest sample layout that is read: 16-bit RGBA without compression
 
 Source = str | Path | bytes | bytearray | memoryview | BinaryIO

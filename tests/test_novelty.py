@@ -6,13 +6,14 @@ import threading
 from dataclasses import fields
 
 import numpy as np
+import photos
 import pytest
 import tiny
 import torch
 from PIL import Image, ImageDraw
 from scipy.ndimage import gaussian_filter
 
-from pneumo_lib import evaluation, models, novelty, runs
+from pneumo_lib import evaluation, images, models, novelty, runs
 from pneumo_lib.data import phantom
 from pneumo_lib.errors import DataError
 from pneumo_lib.evaluation import View
@@ -59,6 +60,7 @@ def strangers() -> dict[str, np.ndarray]:
     found |= {"ramp": steps, "ramp down": steps.T, "text": text(False), "white text": text(True)}
     clouds = gaussian_filter(rng.normal(size=(SIZE, SIZE)), 6)
     found |= {"clouds": 255 * (clouds - clouds.min()) / np.ptp(clouds)}
+    found |= {name: images.to_uint8(images.resize(p / 255, SIZE)) for name, p in photos.shipped().items()}
     return {name: pixels.astype(np.uint8) for name, pixels in found.items()}
 
 
@@ -86,6 +88,23 @@ def test_each_class_has_a_cut_off_of_its_own_from_validation(network):
     turned = np.where((val.labels == 1)[:, None, None], 255 - val.images, val.images)
     loose = evaluation.fit_check(network, train, Films(turned, val.labels, val.keys), [View()])
     assert (loose.scales[1] > strict.scales[1]).all() and (loose.scales[[0, 2]] == strict.scales[[0, 2]]).all()
+
+
+@pytest.mark.parametrize("n", [20, 35, 300])
+def test_a_cut_off_from_few_films_holds_for_new_ones_too(n):
+    rng, q = np.random.default_rng(n), novelty.QUANTILE
+    samples, new = np.exp(0.2 * rng.normal(size=(500, n))), np.exp(0.2 * rng.normal(size=5000))
+    cuts = np.array([novelty._expected(sample, q) for sample in samples])
+    own = np.quantile(samples, q, axis=1)
+    kept = [np.mean(new[:, None] <= some) for some in (cuts, own)]
+    assert kept[0] >= q - 0.002 and kept[0] > kept[1], "where the quantile of the sample falls short"
+    assert (own <= cuts).all() and (cuts <= own * novelty.MARGIN).all()
+
+
+def test_a_cut_off_of_hardly_any_films_is_their_own():
+    assert novelty._expected(np.array([1.0, 3.0]), 0.5) == 2
+    assert np.isnan(novelty._expected(np.empty(0), 0.98))
+    assert novelty._expected(np.array([0.01, 1.0, 90.0]), 0.98) <= 90 * novelty.MARGIN
 
 
 def test_a_class_without_validation_films_takes_the_widest_cut_off(network):

@@ -9,11 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import test_novelty
 
-from pneumo_lib import data, images
+from pneumo_lib import comparison, config, data, images, pipeline, runs, systems, trials
 from pneumo_lib.data.duplicates import without_duplicates
+from pneumo_lib.diagnosis import Diagnoser
 
-FOLDER = os.environ.get("PNEUMO_DATA", "")
+FOLDER, SIZE = os.environ.get("PNEUMO_DATA", ""), test_novelty.SIZE
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not FOLDER, reason="REAL FILMS NOT TESTED: set PNEUMO_DATA to the folder of chest_xray_covid"),
@@ -21,8 +23,13 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def films(tmp_path_factory) -> data.ImageSet:
-    return data.open_folder(FOLDER, image_size=64, cache_dir=tmp_path_factory.mktemp("cache"), seed=0)
+def cache(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def films(cache) -> data.ImageSet:
+    return data.open_folder(FOLDER, image_size=SIZE, cache_dir=cache, seed=0)
 
 
 def test_counts(films):
@@ -44,6 +51,43 @@ def test_films_are_readable_and_not_blank(films):
     paths = [Path(FOLDER) / path for path in films.table["path"].sample(50, random_state=0)]
     for film in map(images.read, paths):
         assert film.dtype == np.float32 and 0 <= film.min() < film.max() <= 1
+
+
+# ---- what is refused ------------------------------------------------------------------------------------------------
+
+MOST_REFUSED, MOST_OF_A_CLASS = 0.05, 0.07  # of real test films, which the check must take for what they are
+NEVER_FILMS = ("photo chelsea", "photo page", "photo text")  # the cat, and two pages
+
+
+@pytest.fixture(scope="module")
+def diagnoser(films, cache, tmp_path_factory) -> Diagnoser:
+    """One of the published classifiers after some seconds of training, with its check, as `pneumo train` stores it."""
+    options = {"data_dir": FOLDER, "image_size": SIZE, "epochs": 3, "precision": "no"}
+    run = runs.Run(tmp_path_factory.mktemp("run"), config.make("quick", **options))
+    (trial,) = comparison.own_trials(systems.SYSTEMS["cnn5"], run, cache_dir=cache)
+    trials.learn(trial)
+    return Diagnoser.load(run.path, f"systems/{trial.dataset}/cnn5")
+
+
+def refused(diagnoser: Diagnoser, pictures: np.ndarray) -> np.ndarray:
+    parts = [np.asarray(pictures[start : start + 64]) for start in range(0, len(pictures), 64)]
+    return np.array([diagnoser.decide(said).status == "refused" for part in parts for said in diagnoser.answer(part)])
+
+
+def test_nearly_all_real_test_films_pass_the_check_those_of_every_class_too(diagnoser, films):
+    test = pipeline.films(films, "test")
+    found = refused(diagnoser, test.images)
+    shares = {name: found[test.labels == k].mean() for k, name in enumerate(films.classes)}
+    print({"all": found.mean()} | shares)  # `pytest -s` shows them
+    assert found.mean() <= MOST_REFUSED and max(shares.values()) <= MOST_OF_A_CLASS, shares
+
+
+def test_grey_noise_text_and_a_cat_are_refused_by_who_knows_real_films(diagnoser):
+    others = test_novelty.strangers()
+    wanted = {name: p for name, p in others.items() if not name.startswith("photo ") or name in NEVER_FILMS}
+    assert len(wanted) > 15 and set(NEVER_FILMS) < set(wanted)
+    found = refused(diagnoser, np.stack([*wanted.values()]))
+    assert not [name for name, no_film in zip(wanted, found, strict=True) if not no_film]
 
 
 # ---- the other sets -------------------------------------------------------------------------------------------------

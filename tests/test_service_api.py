@@ -1,9 +1,12 @@
 """The API through the eyes of a program: every kind of file and fault, options, limits, history, nobody's name."""
 
 import io
+import json
 import logging
 import re
 import struct
+import subprocess
+import sys
 import warnings
 import zlib
 from contextlib import closing
@@ -11,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import photos
 import pytest
 import test_dicom as dicoms
 import test_images as pictures
@@ -155,6 +159,23 @@ def test_what_was_done_to_an_odd_file_is_told(client, item):
     assert any(text.startswith(note) for text in file["notes"]) if note else not file["notes"]
 
 
+SECONDS, MEGABYTES = 2, 500  # of processor time, and of memory on top of what the service holds, for one file
+
+
+def test_a_bad_file_takes_little_time_and_memory(tiny_run, tmp_path):
+    """Each of the field notes' files, and each odd one, in a process where nothing else is counted."""
+    script = Path(__file__).with_name("bad_files.py")
+    command = [sys.executable, script, tiny_run.path, f"sqlite:///{tmp_path / 'history.sqlite3'}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert {name: (told[name]["status"], told[name]["code"]) for name in BAD} == {n: bad[1:] for n, bad in BAD.items()}
+    assert {told[name]["status"] for name in ODD} == {200} and len(told) == len(BAD) + len(ODD)
+    slow = {name: one["seconds"] for name, one in told.items() if one["seconds"] >= SECONDS}
+    large = {name: one["mb"] for name, one in told.items() if one["mb"] >= MEGABYTES}
+    assert not slow and not large
+
+
 def page_of_text() -> Image.Image:
     page = Image.new("L", (200, 260), 255)
     for line in range(20):
@@ -167,7 +188,7 @@ NO_FILM = {
     "white": np.full((64, 64), 255, np.uint8),
     "noise": np.random.default_rng(0).integers(0, 256, (64, 64), np.uint8),
     "text": np.asarray(page_of_text()),
-}
+} | photos.shipped()
 
 
 @pytest.mark.parametrize("what", NO_FILM)

@@ -1,8 +1,10 @@
 """The models that a service offers: every classifier of the run folders it was given."""
 
 import logging
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ class Offer:
     """One model of the service.
 
     Attributes:
-        id: run folder and model, for example "demo/cnn2_on_unet_denoiser".
+        id: run folder and model, for example "demo/cnn2_on_unet_denoiser"; no other model of the service has it.
         category: "chest X-ray", "CT" or "MRI".
         dataset: what it was trained on.
         phantom: trained on drawings: its answers say nothing about real films.
@@ -115,21 +117,46 @@ class Catalog:
 
 
 def load(folders: Sequence[str | Path]) -> Catalog:
-    """Every classifier of these run folders; one that cannot be used is named in `problems` and left out."""
+    """Every classifier of these run folders; one that cannot be used is named in `problems` and left out.
+
+    A folder that is given twice counts once. Of folders of one name the first keeps it, and the next are numbered in
+    the order they were given, "demo" and "demo-2": to tell them apart by where they lie would show visitors the folders
+    of this machine.
+    """
     offers, problems = [], []
-    for folder in folders:
-        path = runtime.locate(folder)
+    for path, called in _called(folders).items():
         names = list_models(path)
         if not names:
-            problems.append(f"{path.name} holds no trained classifier")
+            problems.append(f"{called} holds no trained classifier")
         for name in _default_first(path, names):
             try:
-                offers.append(_offer(path, name))
+                offers.append(_offer(path, name, called))
             except (PneumoError, OSError, KeyError, ValueError, TypeError) as error:
-                logger.warning("model %s/%s was left out: %s", path.name, name, error)
-                told = str(error).replace(f"{path}/", "").replace(str(path), path.name)  # visitors see no folders
-                problems.append(f"{path.name}/{name} cannot be used ({told})")
-    return Catalog(tuple(offers), tuple(problems))
+                logger.warning("model %s/%s was left out: %s", called, name, error)
+                told = str(error).replace(f"{path}/", "").replace(str(path), called)  # visitors see no folders
+                problems.append(f"{called}/{name} cannot be used ({told})")
+    return Catalog(_told_apart(offers), tuple(problems))
+
+
+def _called(folders: Sequence[str | Path]) -> dict[Path, str]:
+    """The folders, each once, and what ids call them: their own name, or with a number where another has it already."""
+    paths: dict[Path, Path] = {}
+    for folder in folders:
+        path = runtime.locate(folder)
+        paths.setdefault(path.resolve(), path)
+    own, called = {path.name for path in paths.values()}, dict[Path, str]()
+    for path in paths.values():
+        numbered = (f"{path.name}-{k}" for k in count(2))
+        taken = called.values()
+        free = path.name if path.name not in taken else next(n for n in numbered if n not in own and n not in taken)
+        called[path] = free
+    return called
+
+
+def _told_apart(offers: Sequence[Offer]) -> tuple[Offer, ...]:
+    """The same models; a title that several have, as those of one recipe do, gets the id behind it."""
+    often = Counter(offer.title for offer in offers)
+    return tuple(replace(o, title=f"{o.title} ({o.id})") if often[o.title] > 1 else o for o in offers)
 
 
 def _default_first(path: Path, names: list[str]) -> list[str]:
@@ -140,7 +167,7 @@ def _default_first(path: Path, names: list[str]) -> list[str]:
     return sorted(names, key=lambda name: name != first)
 
 
-def _offer(path: Path, name: str) -> Offer:
+def _offer(path: Path, name: str, called: str) -> Offer:
     diagnoser = Diagnoser.load(path, name)
     diagnoser.answer(np.zeros((1, diagnoser.image_size, diagnoser.image_size), np.uint8))  # a first film costs the most
     dataset = diagnoser.card.get("dataset") or diagnoser.card["trained_on"]
@@ -148,7 +175,7 @@ def _offer(path: Path, name: str) -> Offer:
     system, behind = diagnoser.card.get("system", diagnoser.card["architecture"]), diagnoser.denoiser_card
     own = f" behind {behind['architecture']}" if behind and diagnoser.handling == "denoise" else ""
     return Offer(
-        id=f"{path.name}/{short}",
+        id=f"{called}/{short}",
         title=f"{system}{own}, trained on {'drawings' if dataset.startswith('phantom') else dataset}",
         category=known.modality if known else CHEST,
         dataset=dataset,
