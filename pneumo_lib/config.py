@@ -99,10 +99,10 @@ def _demo() -> dict[str, Any]:
     return {
         "image_size": 64,
         "sigma": 0.25,
-        "autoencoder": Recipe(epochs=5, batch_size=8, lr=2e-3, schedule="cosine", checkpoint_every=1),
-        "unet_denoiser": Recipe(epochs=5, batch_size=8, lr=2e-3, schedule="cosine"),
+        "autoencoder": Recipe(epochs=4, batch_size=8, lr=2e-3, schedule="cosine", checkpoint_every=1),
+        "unet_denoiser": Recipe(epochs=4, batch_size=8, lr=2e-3, schedule="cosine"),
         "classifier": Recipe(epochs=14, batch_size=16, schedule="cosine"),
-        "ablation": Grid(image_size=32, train_images=700, levels=(0.1, 0.25), seeds=(0, 1), epochs=8),
+        "ablation": Grid(image_size=32, train_images=700, levels=(0.1, 0.25), seeds=(0, 1), epochs=6),
         "comparison": Comparison(
             systems=Scale(image_size=64, epochs=1, train_images=48, val_images=24, test_images=48),
             architectures=Scale(image_size=64, epochs=1, train_images=32, val_images=24, test_images=24),
@@ -121,14 +121,14 @@ def _demo() -> dict[str, Any]:
 def _quick() -> dict[str, Any]:
     return {
         "image_size": 256,
-        "autoencoder": Recipe(epochs=5, batch_size=8, lr=2e-3, schedule="cosine", checkpoint_every=1),
-        "unet_denoiser": Recipe(epochs=5, batch_size=8, schedule="cosine"),
-        "classifier": Recipe(epochs=6, schedule="cosine"),
+        "autoencoder": Recipe(epochs=4, batch_size=8, lr=2e-3, schedule="cosine", checkpoint_every=1),
+        "unet_denoiser": Recipe(epochs=4, batch_size=8, schedule="cosine"),
+        "classifier": Recipe(epochs=5, schedule="cosine"),
         "ablation": Grid(image_size=64, train_images=1500, levels=(0.1, 0.25, 0.5, 1.0), seeds=(0, 1, 2), epochs=5),
         "comparison": Comparison(
-            systems=Scale(image_size=64, epochs=3, train_images=1500),
-            architectures=Scale(image_size=64, epochs=4, batch_size=16, lr=5e-4, train_images=700, val_images=120),
-            attention=Scale(image_size=64, epochs=4, batch_size=16, lr=5e-4, train_images=400, val_images=120),
+            systems=Scale(image_size=64, epochs=3, train_images=1000),
+            architectures=Scale(image_size=64, epochs=4, batch_size=16, lr=5e-4, train_images=500, val_images=120),
+            attention=Scale(image_size=64, epochs=4, batch_size=16, lr=5e-4, train_images=300, val_images=120),
             seeds=(0, 1, 2),
             without=("alexnet", "vgg16"),
         ),

@@ -7,6 +7,7 @@ here is augmented or random otherwise.
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -172,7 +173,7 @@ def classical_denoisers(sigma: float) -> dict[str, Denoiser]:
     def non_local_means(noisy: np.ndarray) -> np.ndarray:
         distance = round((2 + 12 * sigma) * _scale(noisy))
         options = {"patch_size": 7, "patch_distance": distance, "h": max(sigma, 0.05), "sigma": 0.75 * sigma}
-        averaged = np.stack([denoise_nl_means(film, fast_mode=True, **options) for film in noisy])
+        averaged = np.stack([*runtime.in_threads(partial(denoise_nl_means, fast_mode=True, **options), noisy)])
         return noise.unclip(averaged, sigma) if sigma > 0 else averaged
 
     return {"do nothing": do_nothing, "Gaussian filter": gaussian, "non-local means": non_local_means}
