@@ -1,6 +1,7 @@
 """Notebook 05: which networks are trained side by side, and the tables that hold them against each other."""
 
 import functools
+import re
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from pneumo_lib import answers, models, pipeline, processes, runtime, training, trials
+from pneumo_lib import answers, controls, models, pipeline, processes, runtime, training, trials
 from pneumo_lib.answers import Finished
 from pneumo_lib.config import Config
 from pneumo_lib.data import CARDS, ImageSet, carve, open_folder, split
@@ -194,6 +195,17 @@ def imbalance_trials(run: Run, cache_dir: str | Path) -> list[Trial]:
         one = replace(system, recipe=replace(system.recipe, imbalance=kind), image_size=films.images.shape[-1])
         folder = run.path / "imbalance" / kind
         planned.append(plan(one, films, run, scale=scale, folder=folder, protocol=kind))
+    return planned
+
+
+def control_trials(run: Run, cache_dir: str | Path) -> list[Trial]:
+    """One small network on clean films from which something was taken away, or kept apart; see `controls`."""
+    scale, planned = run.config.comparison.controls, []
+    short = replace(SYSTEMS["resnet18_s2d"].shortened(scale), noisy=False)
+    for name, films in controls.controls(_own(run, scale, cache_dir), seed=run.config.seed):
+        folder = run.path / "controls" / re.sub(r"\W+", "_", name)
+        system = replace(short, image_size=films.images.shape[-1])
+        planned.append(plan(system, films, run, scale=scale, folder=folder, protocol=name))
     return planned
 
 

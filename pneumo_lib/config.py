@@ -20,7 +20,7 @@ STRENGTHS: dict[str, float] = {
 }
 
 
-SCALES = ("systems", "architectures", "attention")
+SCALES = ("systems", "architectures", "attention", "controls")
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def _demo() -> dict[str, Any]:
     return {
         "image_size": 64,
         "sigma": 0.25,
-        "autoencoder": Recipe(epochs=4, batch_size=8, lr=2e-3, schedule="cosine", checkpoint_every=1),
+        "autoencoder": Recipe(epochs=3, batch_size=8, lr=2e-3, schedule="cosine", checkpoint_every=1),
         "unet_denoiser": Recipe(epochs=4, batch_size=8, lr=2e-3, schedule="cosine"),
         "classifier": Recipe(epochs=14, batch_size=16, schedule="cosine"),
         "ablation": Grid(image_size=32, train_images=700, levels=(0.1, 0.25), seeds=(0, 1), epochs=6),
@@ -107,6 +107,7 @@ def _demo() -> dict[str, Any]:
             systems=Scale(image_size=64, epochs=1, train_images=48, val_images=24, test_images=48),
             architectures=Scale(image_size=64, epochs=1, train_images=32, val_images=24, test_images=24),
             attention=Scale(image_size=32, epochs=1, train_images=32, val_images=24, test_images=48),
+            controls=Scale(image_size=64, epochs=1, train_images=32, val_images=24, test_images=48),
             seeds=(0, 1),
             conditions=("denoised",),
             without=("alexnet", "vgg16"),
@@ -121,14 +122,15 @@ def _demo() -> dict[str, Any]:
 def _quick() -> dict[str, Any]:
     return {
         "image_size": 256,
-        "autoencoder": Recipe(epochs=4, batch_size=8, lr=2e-3, schedule="cosine", checkpoint_every=1),
+        "autoencoder": Recipe(epochs=3, batch_size=8, lr=2e-3, schedule="cosine", checkpoint_every=1),
         "unet_denoiser": Recipe(epochs=4, batch_size=8, schedule="cosine"),
         "classifier": Recipe(epochs=5, schedule="cosine"),
         "ablation": Grid(image_size=64, train_images=1500, levels=(0.1, 0.25, 0.5, 1.0), seeds=(0, 1, 2), epochs=5),
         "comparison": Comparison(
             systems=Scale(image_size=64, epochs=3, train_images=1000),
             architectures=Scale(image_size=64, epochs=4, batch_size=16, lr=5e-4, train_images=500, val_images=120),
-            attention=Scale(image_size=64, epochs=4, batch_size=16, lr=5e-4, train_images=300, val_images=120),
+            attention=Scale(image_size=48, epochs=4, batch_size=16, lr=5e-4, train_images=300, val_images=120),
+            controls=Scale(image_size=64, epochs=6, train_images=2000, val_images=200),
             seeds=(0, 1, 2),
             without=("alexnet", "vgg16"),
         ),
@@ -144,7 +146,9 @@ def _full() -> dict[str, Any]:
         "ablation": Grid(
             image_size=128, train_images=0, levels=(0.1, 0.25, 0.5, 0.75, 1.0), seeds=(0, 1, 2), epochs=20
         ),
-        "comparison": Comparison(systems=Scale(), architectures=Scale(), attention=Scale(), seeds=(0, 1, 2, 3, 4)),
+        "comparison": Comparison(
+            systems=Scale(), architectures=Scale(), attention=Scale(), controls=Scale(), seeds=(0, 1, 2, 3, 4)
+        ),
     }
 
 
@@ -160,6 +164,7 @@ def _tiny() -> dict[str, Any]:
             systems=Scale(image_size=64, epochs=1, train_images=16, val_images=12, test_images=12),
             architectures=Scale(image_size=64, epochs=1, train_images=8, val_images=9, test_images=9),
             attention=Scale(image_size=32, epochs=1, train_images=8, val_images=9, test_images=9),
+            controls=Scale(image_size=32, epochs=1, train_images=8, val_images=9, test_images=9),
             seeds=(0, 1),
             conditions=("denoised",),
             without=("alexnet", "vgg16"),

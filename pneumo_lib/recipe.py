@@ -175,6 +175,7 @@ class Comparison:
         seeds: of the repetitions of that ablation.
         conditions: how the architectures see the films: "clean", "noisy" (with noise), "denoised" (and a denoiser).
         without: architectures that are left out; 57 and 134 million weights take longer than all the others together.
+        controls: of the films from which something was taken away.
     """
 
     systems: Scale
@@ -183,3 +184,4 @@ class Comparison:
     seeds: tuple[int, ...]
     conditions: tuple[str, ...] = ("clean", "noisy", "denoised")
     without: tuple[str, ...] = ()
+    controls: Scale = field(default_factory=Scale)

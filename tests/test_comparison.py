@@ -39,7 +39,7 @@ def run(shelf, tmp_path) -> Callable[..., runs.Run]:
     """Makes a run on one of these sets, its trainings cut down to seconds."""
 
     def make(name: str = "chest_xray_kermany", **options: object) -> runs.Run:
-        planned = Comparison(systems=SMALL, architectures=SMALL, attention=SMALL, seeds=(0, 1))
+        planned = Comparison(systems=SMALL, architectures=SMALL, attention=SMALL, controls=SMALL, seeds=(0, 1))
         options = {"precision": "no", "val_fraction": 0.3, "image_size": 32} | options
         made = config.make("tiny", data_dir=str(shelf / name) if name else "", **options)
         return runs.Run(tmp_path / "run", replace(made, comparison=planned))

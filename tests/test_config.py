@@ -109,7 +109,7 @@ def test_the_image_side_bounds_the_systems_and_leaves_what_is_small_on_purpose(n
 
 
 def test_a_comparison_can_be_replaced_whole():
-    none = Comparison(systems=Scale(), architectures=Scale(epochs=1), attention=Scale(), seeds=(3,))
+    none = Comparison(systems=Scale(), architectures=Scale(epochs=1), attention=Scale(), controls=Scale(), seeds=(3,))
     assert make("demo", comparison=none).comparison == none
 
 
@@ -222,6 +222,7 @@ def test_augmentation_and_comparison_survive_json():
         "systems": Scale(image_size=96, epochs=2),
         "architectures": Scale(),
         "attention": Scale(val_images=3, test_images=3),
+        "controls": Scale(train_images=7),
     }
     planned = Comparison(**scales, seeds=(5, 8), conditions=("clean", "denoised"))
     config = make("demo", classifier=classifier, comparison=planned)

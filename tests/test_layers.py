@@ -27,7 +27,7 @@ LAYERS = [
     ["noise", "models", "augmentation", "engine"],
     ["steps"],
     ["runs", "data"],
-    ["systems"],
+    ["systems", "controls"],
     ["training_machinery"],
     ["training"],
     ["evaluation", "explain", "answers"],

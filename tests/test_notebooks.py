@@ -236,7 +236,7 @@ METRICS = {
     "02": {"psnr", "ssim", "films"},
     "03": {"val_accuracy", "best_train_accuracy", "ece", "decision"},
     "04": {"verdict", "arms", "differences"},
-    "05": {"systems", "architectures", "costs", "attention", "imbalance", "scales"},
+    "05": {"systems", "architectures", "costs", "attention", "imbalance", "controls", "scales"},
     "06": {"accuracy", "distinct", "ece", "classes", "denoising", "decided", "decided_accuracy", "conformal"},
 }
 SHARES = {"value", "low", "high", "before", "after", "blind_accuracy", "val_coverage", "threshold"}

@@ -40,6 +40,7 @@ COMPARED = {
         {"variant": "ResNet-50", "verdict": "", "accuracy": SHARE},
         {"variant": "+ channel attention", "verdict": "worse", "accuracy": SHARE},
     ],
+    "controls": [{"control": "whole film", "mean": 0.9}, {"control": "border only", "mean": 0.625}],
     "scales": {"architectures": {"image_size": 64, "train_images": 500, "epochs": 0}},
 }
 
