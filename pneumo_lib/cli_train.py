@@ -16,6 +16,7 @@ from pneumo_lib import (
     metrics,
     pipeline,
     processes,
+    robustness,
     runs,
     runtime,
     systems,
@@ -31,7 +32,7 @@ from pneumo_lib.recipe import one_of
 
 Preset = StrEnum("Preset", {name: name for name in configs.PRESETS})
 PresetOption = Annotated[
-    Preset, typer.Option(help="demo: phantoms, minutes. quick: a real folder, 45 min. full: hours. tiny: for tests.")
+    Preset, typer.Option(help="demo: phantoms, minutes. quick: a real folder, 50 min. full: hours. tiny: for tests.")
 ]
 DataOption = Annotated[str, typer.Option("--data", help="Image folder ROOT/SPLIT/CLASS/image; demo draws its own.")]
 RunOption = Annotated[str, typer.Option("--run", help="Run folder; by default runs/NAME, named after the preset.")]
@@ -114,6 +115,9 @@ def evaluate(
     temperature: Annotated[float, typer.Option(help="Of the stored probabilities, for calibration.")] = 1.0,
     threshold: Annotated[float, typer.Option(help="Confidence below which films stay undecided.")] = 0.0,
     cache: CacheOption = CACHE,
+    corruptions: Annotated[
+        bool, typer.Option(help="Also show its systems their test films under every corruption and level.")
+    ] = False,
     publish: Annotated[
         bool, typer.Option(help="Copy its systems' answers to figures/, and make the table there.")
     ] = False,
@@ -131,6 +135,8 @@ def evaluate(
         return
     folder = runtime.locate(run)
     done = comparison.evaluate(folder, cache)
+    for one in done if corruptions else ():
+        _corrupt(one, cache)
     if done:
         table = publishing.systems_table(done)
         runs.write_text(folder / "systems.md", table)
@@ -145,6 +151,16 @@ def evaluate(
     protocols = pipeline.protocols(opened.config, images)
     tables = [pipeline.predict(opened, images, opened.config.denoiser, protocol) for protocol in protocols]
     typer.echo(evaluation.accuracies(pd.concat(tables)).to_string(index=False))
+
+
+def _corrupt(one: answers.Finished, cache: str) -> None:
+    if not (one.folder / "model.safetensors").exists():
+        typer.echo(f"{one.folder}: its weights were not kept, so it cannot be shown other films.")
+        return
+    images = comparison.reopen(one.card, cache)
+    table = robustness.corrupted(one.folder, images, runs.load_model(one.folder), progress=runtime.progress)
+    typer.echo(f"{one.card['system']} on {one.card['dataset']}, accuracy on test films by corruption and level:")
+    typer.echo(robustness.readable(table).to_string(index=False))
 
 
 def _recompute(predictions: str, pairs: str, temperature: float, threshold: float) -> None:

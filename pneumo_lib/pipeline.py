@@ -27,12 +27,14 @@ class Protocol:
     Attributes:
         split: the folder they come from.
         strength: of the noise added to them; 0 adds none.
+        kind: of that noise; "" is the one that the network was trained with.
     """
 
     name: str
     title: str
     split: str
     strength: float
+    kind: str = ""
 
 
 def open_data(config: Config, cache_dir: str | Path) -> ImageSet:

@@ -11,6 +11,7 @@ import pandas as pd
 from pneumo_lib import answers, runs, standings
 from pneumo_lib.answers import PREDICTIONS, Finished
 from pneumo_lib.metrics import Estimate
+from pneumo_lib.robustness import CORRUPTIONS
 from pneumo_lib.runs import Run
 
 PAIRS = "audit_pairs.csv"
@@ -153,8 +154,9 @@ def publish_systems(run: Path, done: Sequence[Finished], target: Path) -> None:
         for one in done:
             place = target / one.folder.relative_to(run)
             runs.write_card(place, {name: value for name, value in one.card.items() if name != "root"})
-            for name in (PREDICTIONS, "history.csv"):
-                shutil.copyfile(one.folder / name, place / name)
+            for name in (PREDICTIONS, "history.csv", CORRUPTIONS):
+                if (one.folder / name).exists():
+                    shutil.copyfile(one.folder / name, place / name)
     published = [answers.read(place) for place in answers.trained(target)]
     runs.write_text(target / "systems.md", systems_table(published))
 

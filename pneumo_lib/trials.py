@@ -223,7 +223,7 @@ def answer(trial: Trial, *, keep: bool = True) -> Finished:
 def test(folder: Path, images: ImageSet, saved: runs.SavedModel, *, denoiser: nn.Module | None = None) -> Finished:
     """Open the test films for a trained network, under each protocol of its card, and store its answers."""
     card = saved.card
-    said = [_say(pipeline.Protocol(**one), images, saved, denoiser) for one in card["protocols"]]
+    said = [say(pipeline.Protocol(**one), images, saved, denoiser) for one in card["protocols"]]
     runs.write_text(folder / PREDICTIONS, pd.concat(said).to_csv(index=False))
     return read(folder)
 
@@ -236,13 +236,13 @@ def forget(folder: Path) -> None:
         shutil.rmtree(state)
 
 
-def _say(
-    protocol: pipeline.Protocol, images: ImageSet, saved: runs.SavedModel, denoiser: nn.Module | None
+def say(
+    protocol: pipeline.Protocol, images: ImageSet, saved: runs.SavedModel, denoiser: nn.Module | None = None
 ) -> pd.DataFrame:
-    """What a network says of the films of one protocol: a row per film."""
+    """What a network says of the films of one protocol: a row per film, as in `Finished.predictions`."""
     card, classes = saved.card, np.array(saved.card["classes"])
     films = pipeline.films(images, protocol.split).draw(card["scale"]["test_images"], seed=card["seed"])
-    seen = evaluation.View(card["noise"]["kind"], protocol.strength, card["seed"])
+    seen = evaluation.View(protocol.kind or card["noise"]["kind"], protocol.strength, card["seed"])
     logits = evaluation.classify(saved.model, films, seen, denoiser=denoiser)
     probabilities = calibration.softmax(logits, card["decision"]["temperature"])
     facts = {"path": films.keys, "split": protocol.split, "protocol": protocol.name, "system": card["system"]}

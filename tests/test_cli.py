@@ -21,7 +21,7 @@ from nbformat.v4 import new_code_cell, new_notebook
 from PIL import Image
 from typer.main import get_command
 
-from pneumo_lib import cli, diagnosis, evaluation, pipeline, runs, systems
+from pneumo_lib import cli, diagnosis, evaluation, pipeline, robustness, runs, systems
 from pneumo_lib.data import CLASSES, phantom
 from pneumo_lib.decision import Diagnosis
 
@@ -317,6 +317,25 @@ def test_a_system_is_trained_by_its_name_and_tested_apart(pneumo, system_options
     assert ended.code == 0 and ended.out.strip() == table.strip()
     assert "| chest_xray_kermany, n = 10 | cnn3 |" in table and "| cnn5 |" in table and "85.0%" in table
     assert (folder / "predictions.csv").exists() and not (tmp_path / "figures").exists()
+
+
+def test_evaluate_shows_systems_corrupted_films_if_asked_and_says_where_it_cannot(
+    pneumo, system_options, cache_dir, tmp_path
+):
+    for name in ("cnn3", "resnet18_s2d"):
+        assert pneumo("train", name, *system_options).code == 0
+    folder = tmp_path / "run" / "systems" / "chest_xray_kermany" / "resnet18_s2d"
+    assert pneumo("evaluate", tmp_path / "run", "--cache", cache_dir).code == 0
+    assert not (folder / robustness.CORRUPTIONS).exists()
+    (tmp_path / "run" / "systems" / "chest_xray_kermany" / "cnn3" / "model.safetensors").unlink()
+    ended = pneumo("evaluate", tmp_path / "run", "--cache", cache_dir, "--corruptions", "--publish")
+    assert ended.code == 0 and "cnn3: its weights were not kept" in ended.out
+    table = pd.read_csv(folder / robustness.CORRUPTIONS)
+    assert "salt_pepper" in ended.out and set(table["n"]) == {10}
+    published = tmp_path / "figures" / "systems" / "chest_xray_kermany" / "resnet18_s2d"
+    pd.testing.assert_frame_equal(pd.read_csv(published / robustness.CORRUPTIONS), table)
+    protocols = pd.read_csv(published / "predictions.csv")["protocol"]
+    assert protocols.unique().tolist() == ["test_noise", "clean"], "a system for noisy films is tested both ways"
 
 
 def test_a_system_in_a_folder_of_another_recipe_ends_with_4(pneumo, system_options):

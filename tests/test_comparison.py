@@ -11,7 +11,19 @@ import pytest
 import tiny_trials
 import torch
 
-from pneumo_lib import answers, comparison, config, evaluation, models, pipeline, runs, standings, training, trials
+from pneumo_lib import (
+    answers,
+    comparison,
+    config,
+    controls,
+    evaluation,
+    models,
+    pipeline,
+    runs,
+    standings,
+    training,
+    trials,
+)
 from pneumo_lib.data import ImageSet
 from pneumo_lib.errors import DataError, UsageError
 from pneumo_lib.recipe import Comparison, Scale
@@ -57,6 +69,18 @@ def parameters(trial: trials.Trial) -> int:
 
 
 # ---- which data -----------------------------------------------------------------------------------------------------
+
+
+def test_every_control_is_one_network_on_clean_films_in_a_folder_of_its_own(run, cache_dir):
+    planned = comparison.control_trials(run(), cache_dir)
+    assert [one.protocol for one in planned] == [*controls.VIEWS, "shuffled labels"], "one source: none to keep apart"
+    assert len({one.folder for one in planned}) == len({trials._identity(one) for one in planned}) == len(planned)
+    for one in planned:
+        assert (one.system.model, one.sigma, one.share, one.more_protocols) == ("resnet18_s2d", 0.0, 0.0, ())
+        assert one.scale == SMALL and one.system.recipe.epochs == SMALL.epochs and one.system.image_size == 32
+    assert [one.images.key for one in planned[:5]] == [""] * 5, "their pixels are no cache's"
+    (done,) = comparison.finish(planned[2:3], keep=False)
+    assert done.card["protocol"] == "border only" and len(done.predictions) == SMALL.test_images
 
 
 def test_data_sets_are_found_beside_that_of_the_run(shelf):

@@ -33,7 +33,7 @@ LAYERS = [
     ["evaluation", "explain", "answers"],
     ["pipeline"],
     ["ablation", "diagnosis", "trials"],
-    ["comparison", "standings"],
+    ["comparison", "standings", "robustness"],
     ["report_chapter"],
     ["report_html"],
     ["report", "publish"],

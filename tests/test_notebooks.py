@@ -16,7 +16,7 @@ import nbformat
 import pytest
 from bs4 import BeautifulSoup
 
-from pneumo_lib import comparison, config, pipeline, runs
+from pneumo_lib import comparison, config, controls, pipeline, runs
 from pneumo_lib.data import CLASSES
 
 ROOT = Path(__file__).parents[1]
@@ -281,6 +281,7 @@ def test_metrics_agree_with_what_the_run_holds(finished):
     assert {row["variant"] for row in five["attention"]} == set(comparison.ATTENTION)
     assert all(row["accuracy"]["n"] == len(tiny.comparison.seeds) for row in five["attention"])
     assert [row["knob"] for row in five["imbalance"]] == list(comparison.IMBALANCE)
+    assert [row["control"] for row in five["controls"]] == [*controls.VIEWS, "shuffled labels"], "phantoms: one source"
     assert {row["method"] for row in six["denoising"]} == {"do nothing", *pipeline.DENOISERS}
 
 
