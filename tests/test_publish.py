@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tiny_trials
 
-from pneumo_lib import answers, config, metrics, publish, runs, standings
+from pneumo_lib import answers, config, controls, metrics, publish, runs, standings
 from pneumo_lib.errors import DataError
 
 ROOT = Path(__file__).parents[1]
@@ -131,6 +131,16 @@ def test_the_readme_shows_the_published_table():
     metrics = json.loads((ROOT / "figures" / "metrics.json").read_text())
     assert publish.results(metrics) == table
     assert table in (ROOT / "README.md").read_text()
+
+
+def test_the_readme_shows_the_published_controls():
+    told, readme = json.loads((ROOT / "figures" / "metrics.json").read_text())["05"], (ROOT / "README.md").read_text()
+    apart = "COVID19 of covid-chestxray-dataset kept apart"
+    rows = [row for row in told["controls"] if "kept apart" not in row["control"] or row["control"] == apart]
+    assert len(rows) == len(controls.VIEWS) + 2
+    for row in rows:
+        recalls = [row[name]["value"] for name in ("COVID19", "NORMAL", "PNEUMONIA")]
+        assert " | ".join(f"{value:.1%}" for value in [*recalls, row["mean"]]) in readme, row["control"]
 
 
 def test_the_readme_shows_the_table_of_systems():
