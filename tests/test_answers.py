@@ -140,6 +140,18 @@ def test_comparisons_and_accuracies_of_the_published_predictions_agree():
         assert row["difference"].value == pytest.approx(expected)
 
 
+def test_what_the_readme_says_of_our_network_for_noisy_films_follows_from_its_published_answers():
+    own = FIGURES / "systems" / "chest_xray_covid" / "resnet18_s2d"
+    both = pd.concat([answers.read_predictions(path / answers.PREDICTIONS) for path in (FIGURES, own)])
+    compared = answers.disagreements(both)
+    pair = compared[(compared["first"] == "cnn2_on_unet_denoiser") & (compared["second"] == "resnet18_s2d")]
+    p = pair.set_index("protocol")["p"]
+    assert (round(p["noisy_test"], 2), round(p["test_noise"], 1), round(p["clean"], 1)) == (0.07, 0.9, 1.0)
+    table = pd.read_csv(own / "corruptions.csv").set_index(["kind", "level"])["value"]
+    worst = [("gaussian", 1.0), ("salt_pepper", 0.5), ("jpeg", 97.0), ("low_resolution", 15.0)]
+    assert [round(100 * (table[kind, 0.0] - table[kind, level]), 1) for kind, level in worst] == [3.1, 0.4, 0.0, 23.7]
+
+
 def test_the_published_accuracies_without_copies_follow_from_the_published_pairs():
     table = answers.read_predictions(FIGURES / answers.PREDICTIONS)
     distinct = pipeline.without_copies(table, audit.read_pairs(FIGURES / "audit_pairs.csv"))

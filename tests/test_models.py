@@ -24,10 +24,10 @@ from pneumo_lib.models.autoencoder import UpsampledConv2d
 DENOISERS = ("autoencoder", "unet_denoiser")
 CLASSIFIERS = (
     *("aernet", "alexnet", "cnn2", "cnn3", "cnn4", "cnn5", "densenet121"),
-    *("googlenet", "resnet18", "resnet18_googlenet_x2", "resnet18_s2d", "resnet18_s2d_x3", "resnet18_x3"),
+    *("googlenet", "resnet18", "resnet18_googlenet_x2", "resnet18_s2d", "resnet18_x3"),
     *("resnet34", "resnet50", "vgg16"),
 )
-ENSEMBLES = ("resnet18_googlenet_x2", "resnet18_s2d_x3", "resnet18_x3")
+ENSEMBLES = ("resnet18_googlenet_x2", "resnet18_x3")
 ALL = {name: {} for name in DENOISERS} | {name: {"image_size": 64, "n_classes": 2} for name in CLASSIFIERS}
 FROM_TORCHVISION = ("alexnet", "densenet121", "googlenet", "resnet18", "resnet34", "resnet50", "vgg16")
 
@@ -96,7 +96,6 @@ def test_this_file_covers_every_architecture():
         ("resnet18_x3", {"n_classes": 1000}, 3 * 11_689_512),
         ("resnet18_googlenet_x2", {"n_classes": 1000}, 2 * (11_689_512 + 6_624_904)),
         ("resnet18_s2d", {}, 1_576_659),
-        ("resnet18_s2d_x3", {"n_classes": 3}, 3 * 1_576_659),
         ("aernet", {}, 25_255_371),
         ("aernet", {"n_classes": 1000}, 25_766_832),
     ],
@@ -510,7 +509,7 @@ def test_dropout_works_in_training_only(classifier):
 
 
 def test_a_film_counts_as_three_equal_channels(name, classifier):
-    if name == "cnn2" or "s2d" in name:
+    if name in ("cnn2", "resnet18_s2d"):
         first = next(module for module in classifier.modules() if isinstance(module, nn.Conv2d))
         assert first.in_channels == {"cnn2": 1}.get(name, 16), "made for one channel, folded or not"
         return
@@ -650,7 +649,6 @@ def test_operations_of_the_two_convolution_cnn_counted_by_hand():
 
 SMALLEST = {
     "resnet18_s2d": 29,
-    "resnet18_s2d_x3": 29,
     "alexnet": 63,
     "cnn2": 4,
     "cnn3": 22,

@@ -7,10 +7,9 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from pneumo_lib.models import resnet18_s2d, resnet34, torchvision_models
+from pneumo_lib.models import resnet34, torchvision_models
 
 RESNET18, GOOGLENET = resnet34.NETWORKS["resnet18"], torchvision_models.NETWORKS["googlenet"]
-RESNET18_S2D = resnet18_s2d.NETWORKS["resnet18_s2d"]
 
 
 class Ensemble(nn.Module):
@@ -41,7 +40,6 @@ class Ensemble(nn.Module):
 
 
 NETWORKS = {
-    "resnet18_s2d_x3": partial(Ensemble, (RESNET18_S2D,) * 3),
     "resnet18_x3": partial(Ensemble, (RESNET18,) * 3),
     "resnet18_googlenet_x2": partial(Ensemble, (RESNET18, GOOGLENET) * 2),
 }
