@@ -87,6 +87,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=EPOCHS, help="of each network")
     parser.add_argument("--size", type=int, default=SIZE, help="side of the films that the networks see")
     parser.add_argument("--rounds", type=int, default=3, help="of the comparison; 0 leaves it out")
+    parser.add_argument("--speed-films", type=int, default=0, help="of each task of the comparison")
     parser.add_argument("--out", default="", help="folder for recipe.json and the files of speed.py")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="recipe-") as place:
@@ -104,7 +105,16 @@ def main() -> None:
         Path(given.out).mkdir(parents=True, exist_ok=True)
         Path(given.out, "recipe.json").write_text(json.dumps({"device": runtime.device_name(), "rows": rows}, indent=1))
     if given.rounds:
-        sys.argv = ["speed.py", "--rounds", str(given.rounds), "--size", str(given.size), "--only", "training"]
+        sys.argv = [
+            "speed.py",
+            "--rounds",
+            str(given.rounds),
+            "--size",
+            str(given.size),
+            "--only",
+            "training$|in front$",
+        ]
+        sys.argv += ["--films", str(given.speed_films)]
         sys.argv += ["--out", given.out] if given.out else []
         speed.main()
 

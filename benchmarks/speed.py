@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import platform
+import re
 import resource
 import statistics
 import subprocess
@@ -155,20 +156,20 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--size", type=int, default=256, help="side of the films that the networks see")
     parser.add_argument("--films", type=int, default=0, help="films of each training task; by default its own number")
-    parser.add_argument("--only", default="", help="tasks whose name contains this")
+    parser.add_argument("--only", default="", help="tasks whose name this regular expression finds")
     parser.add_argument("--out", default="", help="folder for speed.json, speed.md and speed.png")
     given = parser.parse_args()
     found: dict[str, list[dict]] = {}
     with tempfile.TemporaryDirectory(prefix="speed-") as folder:
         for title, (task, films, shape) in TRAINING.items():
-            if given.only in title:
+            if re.search(given.only, title):
                 data = Path(folder, title)
                 draw(data, given.films or films, *shape)
                 names = [name for name in CONTENDERS if shape == (256, 256) or CONTENDERS[name] is not OursUnkept]
                 found[title] = compare(names, task, data, given.size, given.rounds)
                 print(f"\n{title}\n\n{table(found[title])}", flush=True)
         for task in ANSWERING:
-            if given.only in task:
+            if re.search(given.only, task):
                 found[task] = compare(list(INFERENCE), task, Path(folder), given.size, given.rounds)
                 print(f"\ndenoise and classify: {task}\n\n{table(found[task])}", flush=True)
     speeds = {title: rows[0]["films/s"] for title, rows in found.items()}

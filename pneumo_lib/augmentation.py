@@ -67,6 +67,22 @@ def augment(clean: Tensor, how: Augmentation, generator: Generator) -> Tensor:
     return torch.clamp(films, 0.0, 1.0, out=torch.empty_like(clean))  # bilinear weights add up to 1 but for rounding
 
 
+def mix(clean: Tensor, labels: Tensor, n_classes: int, *, kept: float) -> tuple[Tensor, Tensor]:
+    """Blend every film, and its label, with its counterpart at the other end of the batch.
+
+    Args:
+        clean: (B, 1, H, W) float. labels: (B,) class indices.
+        kept: the film's own share, a fraction.
+
+    Returns:
+        Films like `clean`, and shares of the classes (B, n_classes) float.
+
+    Source: Zhang et al. 2018 (mixup); in a batch of random order the counterpart is a random film.
+    """
+    shares = F.one_hot(labels, n_classes).to(clean.dtype)
+    return torch.lerp(clean.flip(0), clean, kept), torch.lerp(shares.flip(0), shares, kept)
+
+
 def draw(how: Augmentation, n: int, generator: Generator) -> Changes:
     """Changes for n films, each number uniform within the bounds of `how`, on the generator's device."""
     share = torch.rand((9, n), generator=generator, device=generator.device)

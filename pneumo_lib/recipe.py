@@ -74,6 +74,10 @@ class Recipe:
         keep: which epoch's weights are kept: "loss", the lowest on validation; "score", the highest; or "last", where
             validation films are too few to choose by and the schedule ends at rest.
         augmentation: of the training films.
+        mixup: parameter of the Beta distribution by which two films and their labels are blended before the noise
+            (Zhang et al. 2018); 0 blends none. For classifiers.
+        ema: decay of the running mean of the weights, which is what is validated and kept; 0 keeps the weights
+            themselves.
     """
 
     epochs: int
@@ -89,6 +93,8 @@ class Recipe:
     imbalance: str = "none"
     keep: str = "loss"
     augmentation: Augmentation = field(default_factory=Augmentation)
+    mixup: float = 0.0
+    ema: float = 0.0
 
     def __post_init__(self) -> None:
         if isinstance(self.augmentation, dict):  # as JSON has it
@@ -96,6 +102,7 @@ class Recipe:
             object.__setattr__(self, "augmentation", Augmentation(**given))
         limits = {"epochs": (1, 10_000), "batch_size": (1, 4096), "lr": (1e-7, 10.0), "checkpoint_every": (0, 10_000)}
         limits |= {"patience": (0, 10_000), "min_delta": (0, 10), "weight_decay": (0, 1), "label_smoothing": (0, 0.9)}
+        limits |= {"mixup": (0, 10), "ema": (0, 0.99999)}
         for name, (low, high) in limits.items():
             in_range(name, getattr(self, name), low, high)
         one_of("schedule", self.schedule, ("constant", "cosine"))
@@ -108,9 +115,15 @@ class Recipe:
         parts = [f"{self.epochs} epochs", f"batch {self.batch_size}", f"{self.optimizer} {self.lr:g}"]
         said = {"schedule": "constant", "imbalance": "none"}
         parts += [str(getattr(self, name)) for name, usual in said.items() if getattr(self, name) != usual]
-        for name, words in {"weight_decay": "weight decay", "label_smoothing": "label smoothing"}.items():
+        words = {
+            "weight_decay": "weight decay",
+            "label_smoothing": "label smoothing",
+            "mixup": "mixup",
+            "ema": "running mean",
+        }
+        for name, word in words.items():
             if getattr(self, name):
-                parts.append(f"{words} {getattr(self, name):g}")
+                parts.append(f"{word} {getattr(self, name):g}")
         if self.patience:
             gain = f"a gain of {self.min_delta:g}" if self.min_delta else "gain"
             parts.append(f"stops after {self.patience} epochs without {gain}")

@@ -98,6 +98,8 @@ class ClassificationStep:
     Attributes:
         denoiser: a frozen network that cleans the noisy film first; None classifies the noisy film itself.
         smoothing: share of the target spread over all classes (Szegedy et al. 2016), in training only.
+
+    Labels are class indices (B,), or shares (B, C) of blended films, of which the largest counts for the score.
     """
 
     denoiser: nn.Module | None = None
@@ -109,7 +111,8 @@ class ClassificationStep:
         logits = model(seen).float()
         smoothing = self.smoothing if model.training else 0.0
         loss = F.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
-        return Outcome(loss, (logits.argmax(dim=1) == labels).float())
+        truth = labels if labels.ndim == 1 else labels.argmax(dim=1)
+        return Outcome(loss, (logits.argmax(dim=1) == truth).float())
 
 
 Step = Callable[[nn.Module, Tensor, Tensor, Tensor], Outcome]

@@ -9,6 +9,7 @@ normalisation sees the rows of its own process only.
 
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 from torchmetrics import MeanMetric
 
 from pneumo_lib import augmentation, noise, runs, runtime
@@ -29,11 +31,15 @@ from pneumo_lib.training_machinery import (
     drawn_order,
     fingerprint,
     hash_of,
+    on_device,
     resident,
+    running_mean,
     share,
     take,
     to_float,
 )
+
+SHOWN = 2**31  # bytes of noisy validation films that a GPU keeps at most
 
 
 @dataclass(frozen=True)
@@ -111,13 +117,16 @@ class Loop:
         self.state = TrainingState(folder, task.recipe, task.fingerprint(model))
         self.device = self.accelerator.device
         self.raw = model.to(self.device, memory_format=torch.channels_last)
+        self.averaged = self._averaged()
         kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[task.recipe.optimizer]
         options = {"lr": task.recipe.lr, "weight_decay": task.recipe.weight_decay, "fused": True}
         optimizer = kind(model.parameters(), **options)
         self.model, self.optimizer = self.accelerator.prepare(self.raw, optimizer)
         if denoiser := getattr(task.step, "denoiser", None):
             denoiser.to(self.device, memory_format=torch.channels_last).eval().requires_grad_(False)
-        self.images = resident(task.train.images, self.device)
+        self.images, self.labels = (resident(part, self.device) for part in (task.train.images, task.train.labels))
+        self.shown: list[tuple[Tensor, Tensor, Tensor, int]] = []
+        self.n_classes = int(max(task.train.labels.max(), task.val.labels.max())) + 1
         self.weights = class_weights(task.train.labels, task.recipe.imbalance).to(self.device)
 
     def run_epoch(self) -> None:
@@ -128,8 +137,8 @@ class Loop:
         if not math.isfinite(row["val_loss"]):
             raise self._not_a_number("in validation")
         if every and epoch % every == 0:
-            runs.save_weights(checkpoint(self.folder, epoch), self.raw.state_dict())
-        self.state.add(row, self.raw, self.accelerator)
+            runs.save_weights(checkpoint(self.folder, epoch), self.judged.state_dict())
+        self.state.add(row, self.judged, self.accelerator)
 
     def train(self, epoch: int) -> dict[str, float]:
         """One pass over the training films in a fresh order, under fresh noise; their mean loss and score."""
@@ -139,20 +148,25 @@ class Loop:
         losses = torch.zeros(len(steps), device=self.device)  # one block: small ones that stay would split large ones
         self.model.train()
         title = f"{self.task.name}: epoch {epoch} of {recipe.epochs}"
-        for number, rows in enumerate(runtime.progress(steps, desc=title)):
-            clean, labels = to_float(take(self.images, rows, self.device)), take(films.labels, rows, self.device)
+        for number, rows in enumerate(runtime.progress(on_device(steps, self.device), desc=title)):
+            clean, labels = to_float(take(self.images, rows, self.device)), take(self.labels, rows, self.device)
             drawn = noise.named_generator(f"{seed},{epoch},{number}", device=self.device)
-            clean = augmentation.augment(clean, recipe.augmentation, drawn)
+            clean, targets = augmentation.augment(clean, recipe.augmentation, drawn), labels
+            if recipe.mixup:
+                kept = np.random.default_rng([seed, epoch, number]).beta(recipe.mixup, recipe.mixup)
+                clean, targets = augmentation.mix(clean, labels, self.n_classes, kept=kept)
             noisy = self.task.corruption(clean, drawn)
             mine, counted = share(len(rows), self.accelerator)
             with self.accelerator.autocast():
-                outcome = self.task.step(self.model, clean[mine], noisy[mine], labels[mine])
+                outcome = self.task.step(self.model, clean[mine], noisy[mine], targets[mine])
             losses[number] = outcome.loss.detach().mean()
             self._set_lr((epoch - 1) * len(steps) + number, recipe.epochs * len(steps))
             self.optimizer.zero_grad()
             weighted = (outcome.loss * self.weights[labels[mine]])[:counted].sum()
             self.accelerator.backward(weighted * self.accelerator.num_processes / len(rows))
             self.optimizer.step()
+            if self.averaged:
+                self.averaged.update_parameters(self.raw)
             loss.update(outcome.loss[:counted].detach())
             score.update(outcome.score[:counted].detach())
         means = {"train_loss": loss.compute().item(), "train_score": score.compute().item()}
@@ -163,18 +177,42 @@ class Loop:
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
         """Mean loss and score over the validation films, each film under its own fixed noise."""
-        films, noise_of, (loss, score) = self.task.val, self.task.corruption, self._meters()
-        self.model.eval()
+        loss, score = self._meters()
+        self.judged.eval()
+        for clean, noisy, labels, counted in self.shown or self._show():
+            with self.accelerator.autocast():
+                outcome = self.task.step(self.judged, clean, noisy, labels)
+            loss.update(outcome.loss[:counted])
+            score.update(outcome.score[:counted])
+        return {"val_loss": loss.compute().item(), "val_score": score.compute().item()}
+
+    def _show(self) -> Iterator[tuple[Tensor, Tensor, Tensor, int]]:
+        """Validation films clean and noisy, their labels, and how many of them count, batch by batch.
+
+        A GPU keeps them: to draw the same noise again on the CPU would take longer than the networks.
+        """
+        films, noise_of = self.task.val, self.task.corruption
         for rows in batches(np.arange(len(films)), 64):
             mine, counted = share(len(rows), self.accelerator)
             clean = to_float(take(films.images, rows[mine], self.device))
             labels, keys = take(films.labels, rows[mine], self.device), [films.keys[row] for row in rows[mine]]
             noisy = noise.corrupt_each(clean, keys, noise_of.kind, noise_of.strength, seed=self.task.seed)
-            with self.accelerator.autocast():
-                outcome = self.task.step(self.raw, clean, noisy, labels)
-            loss.update(outcome.loss[:counted])
-            score.update(outcome.score[:counted])
-        return {"val_loss": loss.compute().item(), "val_score": score.compute().item()}
+            if self.device.type == "cuda" and 8 * math.prod(films.images.shape) < SHOWN:
+                self.shown.append((clean, noisy, labels, counted))
+            yield clean, noisy, labels, counted
+
+    @property
+    def judged(self) -> nn.Module:
+        """The network that is validated and kept: the one trained, or the running mean of its weights."""
+        return self.averaged.module if self.averaged else self.raw
+
+    def _averaged(self) -> AveragedModel | None:
+        """The running mean, where the recipe asks for it; part of the stored state."""
+        if not self.task.recipe.ema:
+            return None
+        averaged = AveragedModel(self.raw, multi_avg_fn=running_mean(self.task.recipe.ema), use_buffers=True)
+        self.accelerator.register_for_checkpointing(averaged)
+        return averaged
 
     def result(self) -> Fitted:
         """The network with its best weights, and its history."""

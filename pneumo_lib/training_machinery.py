@@ -7,6 +7,7 @@ is killed at any moment leaves a whole state, from which the next one goes on.
 import hashlib
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +144,22 @@ def class_weights(labels: np.ndarray, imbalance: str) -> Tensor:
     return torch.tensor(weights, dtype=torch.float32)
 
 
+def running_mean(decay: float) -> Callable[[list[Tensor], list[Tensor], Tensor], None]:
+    """How `AveragedModel` takes new weights into its mean.
+
+    The decay grows to its value over the first steps, (1 + n) / (10 + n), or a mean over many steps would hold on to
+    the weights before training; as in TensorFlow's moving averages.
+    """
+
+    @torch.no_grad()
+    def update(means: list[Tensor], values: list[Tensor], n: Tensor) -> None:
+        share = torch.clamp(9 / (10 + n), min=1 - decay)
+        for mean, value in zip(means, values, strict=True):
+            mean.lerp_(value, share.to(mean)) if mean.is_floating_point() else mean.copy_(value)
+
+    return update
+
+
 def share(size: int, accelerator: Accelerator) -> tuple[slice, int]:
     """The rows of a batch that this process computes, and how many of them count.
 
@@ -154,18 +171,25 @@ def share(size: int, accelerator: Accelerator) -> tuple[slice, int]:
     return mine, len(range(size)[mine]) if rank < size else 0
 
 
-def resident(images: np.ndarray, device: torch.device) -> Tensor | np.ndarray:
-    """The films as uint8 on the GPU if they fill at most half of its free memory, else where they are."""
-    if device.type != "cuda" or images.nbytes > torch.cuda.mem_get_info(device)[0] // 2:
-        return images
-    return torch.as_tensor(np.ascontiguousarray(images), device=device)
+def resident(values: np.ndarray, device: torch.device) -> Tensor | np.ndarray:
+    """Films or labels on the GPU if they fill at most half of its free memory, else where they are."""
+    if device.type != "cuda" or values.nbytes > torch.cuda.mem_get_info(device)[0] // 2:
+        return values
+    return torch.as_tensor(np.ascontiguousarray(values), device=device)
 
 
-def take(source: Tensor | np.ndarray, rows: np.ndarray, device: torch.device) -> Tensor:
+def on_device(steps: list[np.ndarray], device: torch.device) -> list[np.ndarray] | tuple[Tensor, ...]:
+    """The rows of every step; on a GPU sent there at once, since to send those of each step would wait for it."""
+    if device.type != "cuda":
+        return steps
+    return torch.as_tensor(np.concatenate(steps), device=device).split([len(rows) for rows in steps])
+
+
+def take(source: Tensor | np.ndarray, rows: Tensor | np.ndarray, device: torch.device) -> Tensor:
     """Rows of a tensor on the device, or of an array that lies elsewhere."""
     if isinstance(source, Tensor):
         return source[torch.as_tensor(rows, device=device)]
-    return torch.as_tensor(source[rows], device=device)
+    return torch.as_tensor(source[rows if isinstance(rows, np.ndarray) else rows.cpu().numpy()], device=device)
 
 
 def to_float(images: Tensor) -> Tensor:

@@ -1,0 +1,355 @@
+"""The trainings behind the README's evidence: every seed, every ablation, the arms, side by side on one GPU.
+
+    python benchmarks/evidence.py --data IMAGES --out OUT --jobs 10 --deadline 480     # minutes on a large GPU
+    python benchmarks/evidence.py --data IMAGES --out OUT --only main:0 --jobs 1       # one of them, hours on CPUs
+
+IMAGES holds the folders of the data sets. Each job is a process of its own and leaves a folder under OUT/jobs; a job
+that is there already is not run again, so that a rerun goes on. What the deadline (seconds) cuts off is left out. At
+the end OUT gets `answers.tar.gz` (cards, histories, answers of every film) and `weights_NN.tar`.
+"""
+
+import argparse
+import multiprocessing
+import os
+import sys
+import tarfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT)]
+os.environ.setdefault("PNEUMO_QUIET", "1")
+
+from pneumo_lib import (  # noqa: E402
+    arms,
+    comparison,
+    config,
+    evaluation,
+    models,
+    pipeline,
+    runs,
+    runtime,
+    steps,
+    training,
+    trials,
+)
+from pneumo_lib.data import ImageSet  # noqa: E402
+from pneumo_lib.recipe import Augmentation, Recipe, Scale  # noqa: E402
+from pneumo_lib.systems import COVID, KERMANY, SYSTEMS  # noqa: E402
+
+OURS = SYSTEMS["resnet18_s2d"]
+LARGE = {"widths": (64, 128, 192, 256)}
+VARIANTS = {  # of our recipe, one thing changed in each: what earns its cost
+    "main": {},
+    "balanced": {"imbalance": "balanced"},
+    "no mixup": {"mixup": 0.0},
+    "no mean of weights": {"ema": 0.0},
+    "no augmentation": {"augmentation": Augmentation()},
+    "CC BY": {"imbalance": "balanced", "epochs": 12},  # of films that came under that licence, 71 with COVID19
+}
+WIDE = {"widths": (48, 96, 192, 384)}
+FULL = (("cnn3", KERMANY), ("cnn4", KERMANY), ("resnet34", KERMANY), ("cnn5", KERMANY))
+FULL += (("aernet", "covid_ct"), ("aernet", "brain_mri"), ("aernet", COVID))
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a job works with: folder of the data sets, cache, its own folder, seed, and a bound on epochs and films."""
+
+    images: Path
+    cache: Path
+    place: Path
+    seed: int
+    epochs: int = 0
+    films: int = 0
+
+    def config(self, dataset: str = COVID, **options) -> config.Config:
+        """The full preset on a data set under the job's seed."""
+        epochs = {"epochs": self.epochs} if self.epochs else {}
+        return config.make("full", data_dir=str(self.images / dataset), seed=self.seed, **(epochs | options))
+
+    @property
+    def scale(self) -> Scale:
+        """The bound, for trials."""
+        n = self.films
+        return Scale(epochs=self.epochs, train_images=n, val_images=n, test_images=n)
+
+    def beside(self, job: str) -> Path:
+        """The folder of another job."""
+        return self.place.parent / job.replace(" ", "_")
+
+
+# ---- the jobs --------------------------------------------------------------------------------------------------------
+
+
+def decode(given: Given) -> None:
+    """The films that most jobs need, decoded once."""
+    for settings in (given.config(), given.config(image_size=arms.SIDE), licensed(given)):
+        pipeline.open_data(settings, given.cache)
+
+
+def licensed(given: Given) -> config.Config:
+    """The full preset on the films of `pneumo data select`."""
+    return replace(given.config(), data_dir=str(given.images / "cc_by" / COVID))
+
+
+def two_stages(given: Given, denoiser: str, epochs: tuple[int, int] = (0, 0)) -> None:
+    """A denoiser, cnn2 behind it, and what both say of validation and test films.
+
+    Args:
+        epochs: of the two, in place of the recipes'; 0 leaves them.
+    """
+    settings = given.config(denoiser=denoiser)
+    for name, most in zip((denoiser, "classifier"), epochs, strict=True):
+        recipe = getattr(settings, name)
+        settings = replace(settings, **{name: replace(recipe, epochs=most or recipe.epochs)})
+    run, images = runs.open_run(given.place, settings), pipeline.open_data(settings, given.cache)
+    pipeline.train_denoiser(run, images, denoiser)
+    pipeline.train_classifier(run, images, denoiser)
+    validation = pipeline.Protocol("val_noise", "", "val", settings.sigma)
+    protocols = [*pipeline.protocols(settings, images), validation]
+    said = [pipeline.predict(run, images, denoiser, one) for one in protocols]
+    write(given.place / "predictions.csv", pd.concat(said[:-1]))
+    write(given.place / "val.csv", said[-1])
+    write_quality(given, run.load_model("denoiser", denoiser), images)
+
+
+def large_denoiser(given: Given) -> None:
+    """Our U-Net twice as wide, on the squared error, with a running mean of its weights."""
+    settings = given.config()
+    images = pipeline.open_data(settings, given.cache)
+    flipped = Augmentation(flip=True)
+    recipe = Recipe(epochs=given.epochs or 30, schedule="cosine", ema=0.999, keep="last", augmentation=flipped)
+    task = training.Task(
+        step=steps.DenoisingStep("mse"),
+        train=pipeline.films(images, "train").draw(given.films, seed=0),
+        val=pipeline.films(images, "val").draw(given.films, seed=0),
+        corruption=steps.Corruption("gaussian", settings.sigma, share=settings.noise_share),
+        recipe=recipe,
+        seed=given.seed,
+        name="large U-Net",
+    )
+    runtime.seed_everything(given.seed)
+    fitted = training.fit(models.build("unet_denoiser", **LARGE), task, given.place)
+    card = {"architecture": "unet_denoiser", "arguments": LARGE, "recipe": recipe.text(), "seed": given.seed}
+    runs.save_model(given.place, fitted.model, card | {"seconds": float(fitted.history["seconds"].sum())})
+    write_quality(given, runs.load_model(given.place), images)
+
+
+def write_quality(given: Given, denoiser: runs.SavedModel, images: ImageSet) -> None:
+    """PSNR and SSIM of each test film, noisy and denoised."""
+    films = pipeline.films(images, "test").draw(given.films, seed=0)
+    methods = {denoiser.card["architecture"]: evaluation.network_denoiser(denoiser.model)}
+    table = evaluation.denoising_quality(methods, films, evaluation.View("gaussian", 0.5, given.seed))
+    write(given.place / "quality.csv", table.round(5))
+    print(evaluation.summarise_quality(table).to_string())
+
+
+def recognise(given: Given, variant: str) -> None:
+    """Our network for noisy films under a variant of its recipe."""
+    system = replace(OURS, recipe=replace(OURS.recipe, **VARIANTS.get(variant, {})))
+    system = replace(system, arguments=WIDE if variant == "twice as wide" else {})
+    settings, options = given.config(), {"folder": given.place}
+    if variant == "behind the large U-Net":
+        options["denoiser"] = runs.load_model(given.beside("large U-Net:0")).model
+    if variant == "CC BY":
+        settings = licensed(given)
+    images = pipeline.open_data(settings, given.cache)
+    run = runs.Run(given.place, settings)
+    trial = comparison.plan(system.shortened(given.scale), images, run, scale=given.scale, **options)
+    saved = trials.learn(trial)
+    trials.test(trial.folder, images, saved, denoiser=trial.denoiser)
+    validation = [pipeline.Protocol(f"val_{sigma:g}", "", "val", sigma) for sigma in (settings.sigma, 0.0)]
+    write(given.place / "val.csv", pd.concat(trials.say(one, images, saved, trial.denoiser) for one in validation))
+
+
+def arm_denoiser(given: Given) -> None:
+    """The denoiser in front of the arms."""
+    settings = given.config(image_size=arms.SIDE)
+    arms.train_denoiser(settings, pipeline.open_data(settings, given.cache), given.scale, given.place)
+
+
+def arm(given: Given, network: str, condition: str) -> None:
+    """A network of the arms, and what it says of test films under every corruption."""
+    settings = given.config(image_size=arms.SIDE)
+    images = pipeline.open_data(settings, given.cache)
+    denoiser = runs.load_model(given.beside(f"arms denoiser:{given.seed}")).model
+    trial = arms.plan(network, condition, images, runs.Run(given.place, settings), given.scale, denoiser)
+    saved = trials.learn(replace(trial, folder=given.place), keep=False)
+    for name, behind in arms.shown(condition, denoiser).items():
+        write(given.place / f"{name}.csv", arms.said(saved, images, given.scale, behind))
+
+
+def full(given: Given, name: str, dataset: str) -> None:
+    """A published system at its own recipe."""
+    run = runs.Run(given.place, given.config(dataset))
+    for trial in comparison.own_trials(SYSTEMS[name], run, cache_dir=given.cache):
+        trials.answer(replace(trial, scale=given.scale), keep=False)
+
+
+def write(path: Path, table: pd.DataFrame) -> None:
+    """A table as CSV, whole or not at all."""
+    runs.write_text(path, table.to_csv(index=False, float_format="%.6g"))
+
+
+def jobs() -> dict[str, tuple[Callable[[Given], None], tuple[str, ...]]]:
+    """Every job by name, the most important first: what it does, and the jobs that it waits for."""
+    found: dict = {"films:0": (decode, ())}
+
+    def add(name: str, work: Callable, seeds: range, *needs: str) -> None:
+        for seed in seeds:
+            found[f"{name}:{seed}"] = (work, ("films:0", *(f"{one}:{seed}" for one in needs)))
+
+    add("ours", lambda g: two_stages(g, "unet_denoiser"), range(3))
+    add("large U-Net", large_denoiser, range(1))
+    add("source", lambda g: two_stages(g, "autoencoder"), range(5))
+    add("source 23 + 10", lambda g: two_stages(g, "autoencoder", (23, 10)), range(5))
+    add("main", lambda g: recognise(g, "main"), range(3))
+    add("CC BY", lambda g: recognise(g, "CC BY"), range(1))
+    add("arms denoiser", arm_denoiser, range(3))
+    for variant in ("balanced", "twice as wide"):
+        add(variant, lambda g, variant=variant: recognise(g, variant), range(2))
+    for network, seeds in arms.NETWORKS.items():
+        for condition in arms.CONDITIONS:
+            name = f"arms {network} {condition}"
+            add(name, lambda g, n=network, c=condition: arm(g, n, c), range(seeds), "arms denoiser")
+    add("behind the large U-Net", lambda g: recognise(g, "behind the large U-Net"), range(1), "large U-Net")
+    for variant in (name for name in VARIANTS if name != "CC BY"):
+        add(variant, lambda g, variant=variant: recognise(g, variant), range(5 if variant == "main" else 2))
+    for seed in range(3):
+        for name, dataset in FULL:
+            add(f"full {name} {dataset}", lambda g, n=name, d=dataset: full(g, n, d), range(seed, seed + 1))
+    return found
+
+
+# ---- side by side ----------------------------------------------------------------------------------------------------
+
+
+def run_all(given: argparse.Namespace) -> None:
+    """Start jobs in their order, as many at a time as asked for, until all have ended or time is up."""
+    start, place, planned = time.monotonic(), Path(given.out, "jobs"), jobs()
+    waiting = [name for name in planned if not given.only or any(part in name for part in given.only)]
+    running: dict[str, tuple[multiprocessing.Process, float]] = {}
+    done = {name for name in planned if (folder(place, name) / "DONE").exists()}
+    waiting, failed = [name for name in waiting if name not in done], set()
+    while waiting or running:
+        for name, (process, began) in [*running.items()]:
+            if process.exitcode is not None:
+                (failed if process.exitcode else done).add(name)
+                print(f"{time.monotonic() - start:6.1f} s  {name}: {time.monotonic() - began:.1f} s", end="")
+                print(f", FAILED\n{tail(place, name)}" if process.exitcode else "", flush=True)
+                del running[name]
+        if given.deadline and time.monotonic() - start > given.deadline:
+            print(f"time is up; running: {', '.join(running)}; never begun: {', '.join(waiting)}", flush=True)
+            for process, _ in running.values():
+                process.kill()
+            break
+        if len(failed) > 3 and len(done) < 2:
+            print("the first jobs all failed; given up", flush=True)
+            break
+        waiting = [name for name in waiting if not failed & set(planned[name][1])]
+        ready = [name for name in waiting if done >= set(planned[name][1])]
+        for name in ready[: max(0, given.jobs - len(running))]:
+            waiting.remove(name)
+            running[name] = begin(name, place, given), time.monotonic()
+        time.sleep(0.1)
+    print(f"{len(done)} jobs done, {len(failed)} failed, {time.monotonic() - start:.0f} s", flush=True)
+
+
+def folder(place: Path, name: str) -> Path:
+    """Of a job."""
+    return place / name.replace(" ", "_")
+
+
+def begin(name: str, place: Path, given: argparse.Namespace) -> multiprocessing.Process:
+    """A job in a process of its own, which need not import anything again; what it prints goes to its log."""
+    folder(place, name).mkdir(parents=True, exist_ok=True)
+    process = multiprocessing.get_context("fork").Process(target=be, args=(name, given))
+    process.start()
+    return process
+
+
+def tail(place: Path, name: str) -> str:
+    """The end of a job's log."""
+    return "\n".join((folder(place, name) / "log.txt").read_text().splitlines()[-12:])
+
+
+def be(name: str, given: argparse.Namespace) -> None:
+    """What the process of a job does."""
+    place, out = folder(Path(given.out, "jobs"), name), Path(given.out)
+    with open(place / "log.txt", "w") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+    work, _ = jobs()[name]
+    seed = int(name.rpartition(":")[2])
+    work(Given(Path(given.data).resolve(), out / "cache", place.resolve(), seed, given.epochs, given.films))
+    (place / "DONE").touch()
+
+
+def pack(out: Path, most: int = 15 * 2**20, archives: int = 5) -> None:
+    """Answers into one archive; the weights that matter most into a few that each stay below a size."""
+    light = {".csv", ".json", ".txt"}
+    ended = sorted(path.parent for path in (out / "jobs").glob("*/DONE"))
+    with tarfile.open(out / "answers.tar.gz", "w:gz") as archive:
+        for path in (path for place in ended for path in sorted(place.rglob("*")) if path.suffix in light):
+            archive.add(path, path.relative_to(out / "jobs"))
+    files = [path for place in ended for path in place.rglob("*.safetensors")]
+    kept = [path for path in files if not {"checkpoints"} & set(path.parts) and "state_" not in str(path)]
+    bins: list[list[Path]] = []
+    for path in sorted(kept, key=worth):
+        size = path.stat().st_size
+        room = next((one for one in bins if sum(p.stat().st_size for p in one) + size < most), None)
+        if room is not None:
+            room.append(path)
+        elif size < most and len(bins) < archives:
+            bins.append([path])
+    for number, paths in enumerate(bins):
+        with tarfile.open(out / f"weights_{number:02}.tar", "w") as archive:
+            for path in paths:
+                archive.add(path, path.relative_to(out / "jobs"))
+
+
+WANTED = ("CC_BY:", "large_U-Net:", "main:", "arms_denoiser:0", "source:0", "ours:0", "behind", "balanced:")
+
+
+def worth(path: Path) -> int:
+    """Which weights are taken along first."""
+    return next((k for k, name in enumerate(WANTED) if name in str(path)), len(WANTED))
+
+
+def table(out: Path) -> pd.DataFrame:
+    """Validation accuracy and log loss of every job that wrote them; nothing of the test films."""
+    rows = []
+    for path in sorted((out / "jobs").glob("*/val.csv")):
+        for protocol, part in pd.read_csv(path).groupby("protocol"):
+            chance = part[[f"p_{name}" for name in part["label"]]].to_numpy().diagonal()
+            facts = {"accuracy": (part["label"] == part["predicted"]).mean(), "loss": -np.log(chance.clip(1e-6)).mean()}
+            hit = part["label"] == part["predicted"]
+            facts |= {name: hit[part["label"] == name].mean() for name in sorted(part["label"].unique())}
+            rows.append({"job": path.parent.name, "protocol": protocol, "n": len(part)} | facts)
+    return pd.DataFrame(rows)
+
+
+def main() -> None:
+    """Run one job, or all, and pack what they made."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", required=True, help="folder of the data sets")
+    parser.add_argument("--out", required=True, help="folder for jobs, cache and archives")
+    parser.add_argument("--jobs", type=int, default=1, help="at a time")
+    parser.add_argument("--deadline", type=float, default=0, help="seconds; 0 for none")
+    parser.add_argument("--only", nargs="*", default=[], help="jobs whose name contains one of these")
+    parser.add_argument("--epochs", type=int, default=0, help="at most, for a try")
+    parser.add_argument("--films", type=int, default=0, help="at most, for a try")
+    given = parser.parse_args()
+    run_all(given)
+    pack(Path(given.out))
+    print(table(Path(given.out)).to_string(float_format="%.4f"))
+
+
+if __name__ == "__main__":
+    main()
