@@ -100,17 +100,18 @@ def _cells(notebook: NotebookNode, chapter: Chapter) -> Iterator[str]:
         if "papermill-error-cell-tag" in tags:  # papermill's own red banner; the report has a calmer one
             continue
         if cell.cell_type == "markdown":
-            prose, translated = str(_prose(cell.source)), cell.metadata.get("language") == chapter.language
-            yield prose if translated else _english(prose, chapter)
+            yield _in_its_language(str(_prose(cell.source)), cell, chapter)
         elif cell.cell_type == "code" and cell.source.strip():
             yield _code(cell, tags, chapter.language.say)
             for output in cell.outputs:
-                yield _english(_output(output, chapter, f"{chapter.stem}, cell {index + 1}"), chapter)
+                shown = _output(output, chapter, f"{chapter.stem}, cell {index + 1}")
+                yield _in_its_language(shown, output, chapter)
 
 
-def _english(piece: str, chapter: Chapter) -> str:
-    """Say so where a piece is not in the language of the page: it is read aloud and hyphenated in another way."""
-    return f'<div lang="en">{piece}</div>' if piece and chapter.language != Language.en else piece
+def _in_its_language(piece: str, source: NotebookNode, chapter: Chapter) -> str:
+    """Say so where a piece is not in the language of the page: it is read aloud in another way."""
+    language = source.get("metadata", {}).get("language", Language.en)
+    return piece if not piece or language == chapter.language else f'<div lang="en">{piece}</div>'
 
 
 def _code(cell: NotebookNode, tags: Sequence[str], say: Callable[..., str]) -> str:
