@@ -28,6 +28,7 @@ from pneumo_lib.cli_serve import serve
 from pneumo_lib.cli_train import DataOption, Preset, PresetOption, SetOption, ablate, evaluate, given, train
 from pneumo_lib.decision import Diagnosis
 from pneumo_lib.errors import PneumoError, TrainingError, UsageError
+from pneumo_lib.report_language import Language
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -55,11 +56,12 @@ def make_report(
     out: Annotated[str, typer.Option(help="Folder of report.html; by default report/NAME.")] = "",
     publish: Annotated[bool, typer.Option(help="Copy figures without patients, and the numbers, to figures/.")] = False,
     force: Annotated[bool, typer.Option(help="Run every notebook, also the unchanged ones.")] = False,
+    lang: Annotated[Language, typer.Option(help="Language of the prose; zh writes report.zh.html.")] = Language.en,
 ) -> None:
     """Run the notebooks in order and write one HTML report.
 
-    Notebooks whose code, parameters and data are unchanged are not run again. If one fails, the report is still
-    written and shows it; the exit status is then 5.
+    Notebooks whose code, parameters and data are unchanged are not run again, for another language neither. If one
+    fails, the report is still written and shows it; the exit status is then 5.
     """
     notebooks = sorted((runtime.project_root() / "notebooks").glob("[0-9][0-9]_*.ipynb"))
     if not notebooks:
@@ -70,33 +72,36 @@ def make_report(
     folder = runtime.locate(values.pop("run_dir", "") or Path("runs", runs.run_name(config)))
     images = pipeline.open_data(config, values.get("cache_dir", CACHE))
     target = runtime.locate(out or Path("report", folder.name))
-    report.run_report(
+    made = report.run_report(
         notebooks,
         run_dir=folder,
         out_dir=target,
-        header=_header(config, images),
+        header=_header(config, images, lang),
         parameters=values | {"run_dir": str(folder)},
         data_identity=",".join([images.identity, *comparison.missing(config)]),
         force=force,
     )
     if publish:
         publishing.publish(runs.load_run(folder), runtime.project_root() / "figures")
-    typer.echo(f"report: {target / 'report.html'}")
+    typer.echo(f"report: {made.html}")
 
 
-def _header(config: configs.Config, images: data.ImageSet) -> report_html.ReportHeader:
-    name = Path(config.data_dir).name if config.data_dir else "chest phantoms"
-    counts = ", ".join(f"{n:,} {split}" for split, n in images.table["split"].value_counts(sort=False).items())
+def _header(config: configs.Config, images: data.ImageSet, lang: Language) -> report_html.ReportHeader:
+    say, splits = lang.say, images.table["split"].value_counts(sort=False)
+    name = Path(config.data_dir).name if config.data_dir else say("chest phantoms")
+    counts = say(", ").join(say("{n:,} {split}", n=n, split=split) for split, n in splits.items())
+    repeats = {say("ablation repeat {n}", n=i): seed for i, seed in enumerate(config.ablation.seeds, start=1)}
     return report_html.ReportHeader(
-        title="Pneumonia recognition from noisy chest X-rays",
-        data_set=f"{name}: {len(images):,} films ({counts})",
+        title=say("Pneumonia recognition from noisy chest X-rays"),
+        data_set=say("{name}: {n:,} films ({counts})", name=name, n=len(images), counts=counts),
         preset=config.preset,
         date=datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
         commit=runtime.commit(),
         device=runtime.device_name(),
         versions=runtime.versions(),
-        seeds={"run:": config.seed, **{f"ablation repeat {i + 1}:": s for i, s in enumerate(config.ablation.seeds)}},
+        seeds={say("run"): config.seed} | repeats,
         phantom=not config.data_dir,
+        language=lang,
     )
 
 

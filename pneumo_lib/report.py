@@ -32,7 +32,7 @@ from pneumo_lib.runs import sha256, write_text
 _TYPES = {"str": str, "int": int, "float": (float, int), "bool": bool, "list": (list, tuple), "dict": dict}
 _TYPES |= {"tuple": (list, tuple), "None": type(None)}
 # A change of the page's looks or of the command line must not cost another training.
-_NO_EFFECT = {"report.py", "report_html.py", "report_chapter.py", "cli.py", "__main__.py"}
+_NO_EFFECT = {"report.py", "report_html.py", "report_chapter.py", "report_language.py", "cli.py", "__main__.py"}
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def run_report(
     force: bool = False,
     progress: bool = True,
 ) -> ReportResult:
-    """Execute notebooks in sequence and merge them into ``out_dir/report.html``.
+    """Execute notebooks in sequence and merge them into ``out_dir/report.html`` (Chinese: ``report.zh.html``).
 
     Each runs in its own folder, so relative paths in ``parameters`` start there; notebooks that declare ``run_dir``
     get the run folder's path from there unless ``parameters`` holds one. A notebook is skipped while its source, its
@@ -74,7 +74,7 @@ def run_report(
         notebooks: sources in the order of execution.
         run_dir: the run folder; executed copies go to its ``notebooks/``.
         out_dir: where ``report.html`` and ``manifest.json`` go.
-        header: content of the card at the top of the page.
+        header: content of the card at the top of the page, and the page's language.
         parameters: name to value; each notebook gets those that it declares.
         data_identity: text that changes when the data set does.
         force: execute also what is unchanged.
@@ -94,7 +94,8 @@ def run_report(
     plan = _plan(assigned, folder, data_identity, force=force)
     folder.mkdir(parents=True, exist_ok=True)
     runs = _run_all(plan, progress=progress)
-    result = ReportResult(Path(out_dir) / "report.html", Path(out_dir) / "manifest.json", tuple(runs))
+    names = (f"report{header.language.suffix}.html", f"manifest{header.language.suffix}.json")
+    result = ReportResult(*(Path(out_dir) / name for name in names), tuple(runs))
     write_text(result.html, render(header, runs))
     write_text(result.manifest, _manifest(result, header, data_identity, seconds=time.perf_counter() - started))
     for run in runs:
@@ -214,16 +215,16 @@ def _files(run: NotebookRun) -> dict[str, int]:
 
 
 def _run_all(plan: Sequence[NotebookRun], *, progress: bool) -> list[NotebookRun]:
-    runs, failed = [], ""
+    runs, failed = [], False
     total = sum(_cells(run) for run in plan if run.status != "reused")
     with tqdm(total=total, unit="cell", disable=not progress, file=sys.stderr, dynamic_ncols=True) as bar:
         for run in plan:
             if failed:
-                run = replace(run, status="not run", seconds=None, message=f"It builds on {failed}, which failed.")
+                run = replace(run, status="not run", seconds=None)
             elif run.status != "reused":
                 bar.set_description(run.notebook.stem)
                 run = _execute(run, bar)
-                failed = run.notebook.name if run.status == "failed" else ""
+                failed = run.status == "failed"
             runs.append(run)
     return runs
 

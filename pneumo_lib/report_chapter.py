@@ -8,7 +8,7 @@ import base64
 import html
 import re
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,6 +20,8 @@ from nbformat import NotebookNode
 from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonLexer
+
+from pneumo_lib.report_language import Language
 
 _IMAGES = ("image/png", "image/jpeg", "image/svg+xml")
 _PLUGINS = ["table", "strikethrough", "superscript", "subscript"]
@@ -36,6 +38,7 @@ class Chapter:
         stem: file name of the notebook without suffix; its leading digits number the chapter.
         number: number of the chapter.
         title: the notebook's first h1, or words made of its file name.
+        language: of the report's own words.
         figures: how many there are.
         headings: anchor, number and text of each section.
         problems: what keeps the report from being built, each with its place.
@@ -45,6 +48,7 @@ class Chapter:
     stem: str
     number: int
     title: str
+    language: Language = Language.en
     figures: int = 0
     headings: list[tuple[str, str, str]] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
@@ -56,17 +60,25 @@ class Chapter:
         return _anchor(self.stem)
 
 
-def build_chapter(stem: str, notebook: NotebookNode | None, *, position: int, stems: Sequence[str]) -> Chapter:
+def build_chapter(
+    stem: str,
+    notebook: NotebookNode | None,
+    *,
+    position: int,
+    stems: Sequence[str],
+    language: Language = Language.en,
+) -> Chapter:
     """Turn an executed notebook into a chapter.
 
     Args:
         stem: file name of the notebook without suffix.
-        notebook: the executed copy; None gives a chapter with a title only.
+        notebook: the executed copy, translated; None gives a chapter with a title only.
         position: numbers the chapter where the stem does not.
         stems: all notebooks of the report; links to them stay within the page.
+        language: of the report's own words; what is not in it is marked as English.
     """
     digits, name = re.fullmatch(r"(\d*)[_-]*(.*)", stem).groups()
-    chapter = Chapter(stem, int(digits or position), name.replace("_", " ").capitalize())
+    chapter = Chapter(stem, int(digits or position), name.replace("_", " ").capitalize(), language)
     if notebook is not None:
         soup = BeautifulSoup("\n".join(_cells(notebook, chapter)), "html.parser")
         _disarm(soup)
@@ -88,22 +100,29 @@ def _cells(notebook: NotebookNode, chapter: Chapter) -> Iterator[str]:
         if "papermill-error-cell-tag" in tags:  # papermill's own red banner; the report has a calmer one
             continue
         if cell.cell_type == "markdown":
-            yield str(_prose(cell.source))
+            yield _in_its_language(str(_prose(cell.source)), cell, chapter)
         elif cell.cell_type == "code" and cell.source.strip():
-            yield _code(cell, tags)
+            yield _code(cell, tags, chapter.language.say)
             for output in cell.outputs:
-                yield _output(output, chapter, f"{chapter.stem}, cell {index + 1}")
+                shown = _output(output, chapter, f"{chapter.stem}, cell {index + 1}")
+                yield _in_its_language(shown, output, chapter)
 
 
-def _code(cell: NotebookNode, tags: Sequence[str]) -> str:
+def _in_its_language(piece: str, source: NotebookNode, chapter: Chapter) -> str:
+    """Say so where a piece is not in the language of the page: it is read aloud in another way."""
+    language = source.get("metadata", {}).get("language", Language.en)
+    return piece if not piece or language == chapter.language else f'<div lang="en">{piece}</div>'
+
+
+def _code(cell: NotebookNode, tags: Sequence[str], say: Callable[..., str]) -> str:
     source = cell.source.strip("\n")
     lines = source.count("\n") + 1
-    label = "Parameters, defaults" if "parameters" in tags else "Code"
-    label = "Parameters of this run" if "injected-parameters" in tags else label
+    label = say("Parameters, defaults") if "parameters" in tags else say("Code")
+    label = say("Parameters of this run") if "injected-parameters" in tags else label
     if cell.metadata.get("papermill", {}).get("status") == "pending":
-        label += ", not run"
+        label = say("{cell}, not run", cell=label)
     body = highlight(source, PythonLexer(), HtmlFormatter(nowrap=True)).rstrip("\n")
-    count = f"{lines} line{'s' * (lines > 1)}"
+    count = say("{n} lines", n=lines) if lines > 1 else say("1 line")
     return (
         f'<details class="code"><summary>{label} <span class="count">{count}</span></summary>'
         f'<pre class="highlight"><code>{body}</code></pre></details>'
@@ -114,7 +133,7 @@ def _output(output: NotebookNode, chapter: Chapter, where: str) -> str:
     if output.output_type == "stream":
         return "" if output.name == "stderr" else _text(_collapse(output.text))
     if output.output_type == "error":
-        return _error(output)
+        return _error(output, chapter.language)
     data = output.get("data", {})
     for mime in _IMAGES:
         if mime in data:
@@ -139,12 +158,13 @@ def _text(text: str) -> str:
     return f'<pre class="output">{html.escape(text)}</pre>' if text.strip() else ""
 
 
-def _error(output: NotebookNode) -> str:
+def _error(output: NotebookNode, language: Language) -> str:
+    failed, calls = language.say("This cell failed."), language.say("Traceback")
     last = html.escape(strip_ansi(f"{output.ename}: {output.evalue}"))
     trace = html.escape(strip_ansi("\n".join(output.traceback)))
     return (
-        f'<div class="notice failed"><p><strong>This cell failed.</strong> {last}</p>'
-        f'<details class="trace"><summary>Traceback</summary><pre>{trace}</pre></details></div>'
+        f'<div class="notice failed"><p><strong lang="{language.tag}">{failed}</strong> {last}</p>'
+        f'<details class="trace"><summary lang="{language.tag}">{calls}</summary><pre>{trace}</pre></details></div>'
     )
 
 
@@ -155,10 +175,11 @@ def _figure(mime: str, data: str, alt: str, chapter: Chapter, where: str) -> str
     chapter.figures += 1
     size = "" if mime != "image/png" else ' width="{}" height="{}"'.format(*struct.unpack(">II", raw[16:24]))
     caption, source, number = html.escape(alt), base64.b64encode(raw).decode(), f"{chapter.number}.{chapter.figures}"
+    label = chapter.language.say("Figure {number}", number=number)
     # The caption repeats the alternative text, so it is kept from screen readers, which would read it twice.
     return (
         f'<figure><div class="card"><img src="data:{mime};base64,{source}" alt="{caption}"{size}></div>'
-        f'<figcaption aria-hidden="true"><b>Figure {number}</b> {caption}</figcaption></figure>'
+        f'<figcaption aria-hidden="true"><b lang="{chapter.language.tag}">{label}</b> {caption}</figcaption></figure>'
     )
 
 
@@ -199,7 +220,8 @@ def _dress_tables(soup: BeautifulSoup, chapter: Chapter) -> None:
             for head, cell in zip(row, rows[-1], strict=False):
                 if head.name == "th" and len(row) == len(rows[-1]) and cell.get("class") == "numeric":
                     head["class"] = "numeric"
-        table.wrap(soup.new_tag("div", attrs={"class": "scroll", "role": "group", "aria-label": "Table"}))
+        label = chapter.language.say("Table")
+        table.wrap(soup.new_tag("div", attrs={"class": "scroll", "role": "group", "aria-label": label}))
 
 
 def _merge_index_name(rows: Sequence[Sequence[Tag]]) -> None:

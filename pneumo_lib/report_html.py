@@ -2,7 +2,7 @@
 
 import base64
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -14,6 +14,7 @@ from markupsafe import Markup
 
 from pneumo_lib.errors import ReportError
 from pneumo_lib.report_chapter import Chapter, build_chapter
+from pneumo_lib.report_language import Language, translate
 
 Status = Literal["done", "reused", "failed", "not run"]
 
@@ -35,6 +36,7 @@ class ReportHeader:
         versions: library name to version.
         seeds: what was seeded, to its seed.
         phantom: whether the images are drawn; puts a banner on the report.
+        language: of the prose; what the notebooks computed stays English.
     """
 
     title: str
@@ -46,6 +48,7 @@ class ReportHeader:
     versions: Mapping[str, str]
     seeds: Mapping[str, int]
     phantom: bool
+    language: Language = Language.en
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,7 @@ class NotebookRun:
         parameters: what it was given, by name.
         fingerprint: hash of source, parameters, library, data set and of the notebooks before it.
         seconds: time of the execution, also where an earlier one is reused; None where it did not run.
-        message: why it failed or did not run, in plain words.
+        message: why it failed, in plain words.
     """
 
     notebook: Path
@@ -86,12 +89,13 @@ def render(header: ReportHeader, runs: Sequence[NotebookRun]) -> str:
             or a page over 30 MB.
     """
     stems = [run.notebook.stem for run in runs]
-    chapters = [_chapter(run, position, stems) for position, run in enumerate(runs, start=1)]
+    chapters = [_chapter(run, position, stems, header.language) for position, run in enumerate(runs, start=1)]
     if problems := [problem for chapter in chapters for problem in chapter.problems]:
         raise ReportError("The report cannot be built as it is:\n" + "\n".join(f"- {problem}" for problem in problems))
     style, script = (Markup((_TEMPLATE / name).read_text("utf-8")) for name in ("report.css", "report.js"))
     page = _page_template().render(
         header=header,
+        say=header.language.say,
         chapters=list(zip(chapters, runs, strict=True)),
         style=style,
         script=script,
@@ -103,10 +107,12 @@ def render(header: ReportHeader, runs: Sequence[NotebookRun]) -> str:
     return page
 
 
-def _chapter(run: NotebookRun, position: int, stems: Sequence[str]) -> Chapter:
+def _chapter(run: NotebookRun, position: int, stems: Sequence[str], language: Language) -> Chapter:
     shown = run.status != "not run" and run.executed.is_file()
     notebook = nbformat.read(run.executed, as_version=4) if shown else None
-    return build_chapter(run.notebook.stem, notebook, position=position, stems=stems)
+    if notebook is not None:
+        translate(notebook, run.notebook, language)
+    return build_chapter(run.notebook.stem, notebook, position=position, stems=stems, language=language)
 
 
 @cache
@@ -117,11 +123,11 @@ def _page_template() -> jinja2.Template:
     return environment.get_template("report.html.j2")
 
 
-def _duration(seconds: float) -> str:
+def _duration(seconds: float, say: Callable[..., str]) -> str:
     minutes, rest = divmod(round(seconds), 60)
     if minutes >= 60:
-        return f"{minutes // 60} h {minutes % 60:02d} min"
-    return f"{minutes} min {rest:02d} s" if minutes else f"{max(rest, 1)} s"
+        return say("{h} h {min:02d} min", h=minutes // 60, min=minutes % 60)
+    return say("{min} min {s:02d} s", min=minutes, s=rest) if minutes else say("{s} s", s=max(rest, 1))
 
 
 def _csp(text: str) -> str:

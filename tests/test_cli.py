@@ -130,6 +130,7 @@ def test_faults_end_the_process_with_their_status(tmp_path):
     [
         (["frobnicate"], "No such command"),
         (["report", "--preset", "dmeo"], "demo"),
+        (["report", "--lang", "cn"], "'en', 'zh'"),
         (["report", "--sigma", "0.3"], "No such option"),
         (["data", "describe"], "Missing argument 'folder'"),
         (["train"], "Missing argument 'name'"),

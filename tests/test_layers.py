@@ -34,6 +34,7 @@ LAYERS = [
     ["pipeline"],
     ["ablation", "diagnosis", "trials"],
     ["comparison", "standings", "robustness"],
+    ["report_language"],
     ["report_chapter"],
     ["report_html"],
     ["report", "publish"],

@@ -15,9 +15,12 @@ from types import SimpleNamespace
 import nbformat
 import pytest
 from bs4 import BeautifulSoup
+from test_chinese import TOLD_BY_THE_CARD
+from test_chinese import numbers as numbers_in
 
 from pneumo_lib import comparison, config, controls, pipeline, runs
 from pneumo_lib.data import CLASSES
+from pneumo_lib.report_language import Language, translate
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -283,6 +286,19 @@ def test_metrics_agree_with_what_the_run_holds(finished):
     assert [row["knob"] for row in five["imbalance"]] == list(comparison.IMBALANCE)
     assert [row["control"] for row in five["controls"]] == [*controls.VIEWS, "shuffled labels"], "phantoms: one source"
     assert {row["method"] for row in six["denoising"]} == {"do nothing", *pipeline.DENOISERS}
+
+
+@pytest.mark.slow
+@every_notebook
+def test_every_computed_sentence_is_told_in_chinese_with_the_same_numbers(finished, path):
+    english, chinese = (nbformat.read(finished.run.path / "notebooks" / path.name, as_version=4) for _ in range(2))
+    translate(chinese, path, Language.zh)
+    for said, told in zip(english.cells, chinese.cells, strict=True):
+        for one, other in zip(said.get("outputs", []), told.get("outputs", []), strict=True):
+            if "text/markdown" in one.get("data", {}) and said.id != TOLD_BY_THE_CARD:
+                sentence, translated = one.data["text/markdown"], other.data["text/markdown"]
+                assert other.metadata.get("language") == "zh", f"cell {said.id}: {sentence}"
+                assert numbers_in(sentence) == numbers_in(translated), f"cell {said.id}: {translated}"
 
 
 @pytest.mark.slow

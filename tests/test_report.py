@@ -317,7 +317,7 @@ def test_phantom_banner_only_on_phantoms(tmp_path):
 
 def test_header_card_names_everything(tmp_path):
     facts = BeautifulSoup(page(tmp_path), "html.parser").select_one(".facts").get_text(" ", strip=True)
-    for fact in ("demo", "20 November 2026", "abc1234", "CPU", "torch\xa02.10", "data\xa07"):
+    for fact in ("demo", "20 November 2026", "abc1234", "CPU", "torch\xa02.10", "data:\xa07"):
         assert fact in facts
 
 

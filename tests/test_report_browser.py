@@ -9,6 +9,8 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_output
 from test_report import page, png, shown
 
+from pneumo_lib.report_language import Language
+
 pytestmark = pytest.mark.slow
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 ARGUMENTS = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
@@ -126,6 +128,18 @@ def test_switch_works_where_storage_is_forbidden(browser, report_file):
     tab.goto(report_file.as_uri())
     tab.locator("#theme-switch").click()
     assert ground(tab) < 150 and complaints == []
+    tab.close()
+
+
+def test_buttons_speak_the_language_of_the_page(browser, tmp_path):
+    path = tmp_path / "report.zh.html"
+    path.write_text(page(tmp_path, new_markdown_cell("# 02 Cleaning"), language=Language.zh), "utf-8")
+    tab = browser.new_page(color_scheme="light")
+    tab.goto(path.as_uri())
+    button = tab.locator("#theme-switch")
+    assert (button.inner_text(), tab.locator("#code-switch").inner_text()) == ("深色主题", "显示代码")
+    button.click()
+    assert button.inner_text() == "浅色主题"
     tab.close()
 
 

@@ -12,7 +12,7 @@
 
   const themeSwitch = () => {
     const button = document.getElementById("theme-switch");
-    const label = () => { button.textContent = isDark() ? "Light theme" : "Dark theme"; };
+    const label = () => { button.textContent = isDark() ? button.dataset.light : button.dataset.dark; };
     button.addEventListener("click", () => {
       root.dataset.theme = isDark() ? "light" : "dark";
       remember(root.dataset.theme);
