@@ -26,10 +26,12 @@ sys.path[:0] = [str(ROOT)]
 os.environ.setdefault("PNEUMO_QUIET", "1")
 
 from pneumo_lib import (  # noqa: E402
+    answers,
     arms,
     comparison,
     config,
     evaluation,
+    evidence,
     models,
     pipeline,
     runs,
@@ -38,6 +40,7 @@ from pneumo_lib import (  # noqa: E402
     training,
     trials,
 )
+from pneumo_lib import publish as publishing  # noqa: E402
 from pneumo_lib.data import ImageSet  # noqa: E402
 from pneumo_lib.recipe import Augmentation, Recipe, Scale  # noqa: E402
 from pneumo_lib.systems import COVID, KERMANY, SYSTEMS  # noqa: E402
@@ -322,6 +325,49 @@ def worth(path: Path) -> int:
     return next((k for k, name in enumerate(WANTED) if name in str(path)), len(WANTED))
 
 
+# ---- to figures/ -----------------------------------------------------------------------------------------------------
+
+PUBLISHED = {  # jobs that become SYSTEM/seed_K
+    "main": evidence.OURS,
+    "source 23 + 10": evidence.SOURCE,
+    "balanced": "resnet18_s2d_balanced",
+}
+
+
+def publish(out: Path, figures: Path) -> None:
+    """Copy the answers of the jobs that have ended to FIGURES/seeds and FIGURES/arms, and write what they say."""
+    for done in sorted((out / "jobs").glob("*/DONE")):
+        job, _, seed = done.parent.name.replace("_", " ").partition(":")
+        if job in PUBLISHED:
+            publish_seed(done.parent, figures / evidence.SEEDS / PUBLISHED[job] / f"seed_{seed}")
+        if job.startswith("arms ") and job != "arms denoiser":
+            network, condition = done.parent.name.partition(":")[0].removeprefix("arms_").rsplit("_", 1)
+            for arm_name in arms.shown(condition, None):
+                table = pd.read_csv(done.parent / f"{arm_name}.csv")
+                write(figures / arms.FOLDER / network / f"{arm_name}_seed_{seed}.csv", table)
+    publishing.publish_evidence(figures)
+
+
+def publish_seed(job: Path, place: Path) -> None:
+    """Card, history and answers of one network, or of a classifier and the denoiser in front of it."""
+    classifier = next(iter(job.glob("classifier/*")), job)
+    card = answers.read_card(classifier)
+    history = pd.read_csv(classifier / "history.csv")
+    facts = {"train_accuracy": float(history["train_score"].iloc[card["best_epoch"] - 1])}
+    facts |= {"seed": int(job.name.partition(":")[2]), "train_images": card.get("train_images")}
+    if classifier != job:
+        settings = runs.load_run(job).config
+        behind = getattr(settings, settings.denoiser)
+        facts |= {"recipe": f"{settings.denoiser}: {behind.text()}; cnn2: {settings.classifier.text()}"}
+        facts |= {"train_images": len(pipeline.open_data(settings, job.parent.parent / "cache").subset("train"))}
+        before = pd.read_csv(next(iter(job.glob("denoiser/*"))) / "history.csv")
+        facts |= {"seconds": float(history["seconds"].sum() + before["seconds"].sum())}
+    runs.write_card(place, {name: value for name, value in (card | facts).items() if name != "root"})
+    write(place / "history.csv", history)
+    for name in (answers.PREDICTIONS, evidence.VALIDATION):
+        write(place / name, pd.read_csv(job / name))
+
+
 def table(out: Path) -> pd.DataFrame:
     """Validation accuracy and log loss of every job that wrote them; nothing of the test films."""
     rows = []
@@ -345,7 +391,11 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=[], help="jobs whose name contains one of these")
     parser.add_argument("--epochs", type=int, default=0, help="at most, for a try")
     parser.add_argument("--films", type=int, default=0, help="at most, for a try")
+    parser.add_argument("--publish", default="", metavar="FIGURES", help="only copy what has ended to this folder")
     given = parser.parse_args()
+    if given.publish:
+        publish(Path(given.out).resolve(), Path(given.publish))
+        return
     run_all(given)
     pack(Path(given.out))
     print(table(Path(given.out)).to_string(float_format="%.4f"))

@@ -18,9 +18,10 @@ from pathlib import Path
 import pandas as pd
 from torch import nn
 
-from pneumo_lib import comparison, evaluation, models, noise, pipeline, runs, runtime, steps, training
+from pneumo_lib import comparison, evaluation, metrics, models, noise, pipeline, runs, runtime, steps, training
 from pneumo_lib.config import Config
 from pneumo_lib.data import ImageSet
+from pneumo_lib.errors import DataError
 from pneumo_lib.recipe import Augmentation, Recipe, Scale
 from pneumo_lib.systems import SYSTEMS
 from pneumo_lib.trials import Trial
@@ -29,6 +30,8 @@ SIDE = 128  # pixels
 TOP = 1.0  # sigma up to which noise is trained on
 NETWORKS = {"cnn2": 3, "resnet18_s2d": 3, "resnet34": 2, "aernet": 1}  # and seeds of each
 CONDITIONS = ("clean", "noisy", "denoised")
+ARMS = ("clean", "unprepared", "rescued", "denoised", "noisy")
+FOLDER = "arms"
 RECIPE = Recipe(
     epochs=12,
     batch_size=64,
@@ -64,7 +67,7 @@ def plan(network: str, condition: str, images: ImageSet, run: runs.Run, scale: S
     base = replace(SYSTEMS[network], recipe=RECIPE, image_size=images.images.shape[-1], denoiser="", noisy=False)
     options = {} if condition == "clean" else dict(_EVERY_LEVEL)
     options |= {"denoiser": denoiser if condition == "denoised" else None, "protocol": condition}
-    folder = run.path / "arms" / network / condition
+    folder = run.path / FOLDER / network / condition
     return comparison.plan(base.shortened(scale), images, run, scale=scale, folder=folder, **options)
 
 
@@ -91,3 +94,99 @@ def said(saved: runs.SavedModel, images: ImageSet, scale: Scale, denoiser: nn.Mo
             logits = evaluation.classify(saved.model, films, view, denoiser=denoiser)
             table[f"{kind} {level:g}"] = logits.argmax(axis=1)
     return pd.DataFrame(table)
+
+
+# ---- what was published of them --------------------------------------------------------------------------------------
+
+
+def read(figures: Path) -> dict[tuple[str, str, int], pd.DataFrame]:
+    """Tables of `said` by network, arm and seed, from arms/NETWORK/ARM_seed_K.csv; a DataError where there are none."""
+    found = {}
+    for path in sorted((figures / FOLDER).glob("*/*_seed_*.csv")):
+        arm, _, seed = path.stem.partition("_seed_")
+        found[path.parent.name, arm, int(seed)] = pd.read_csv(path).set_index("path")
+    if not found:
+        raise DataError(
+            f"{figures / FOLDER} holds no NETWORK/ARM_seed_K.csv. `benchmarks/evidence.py --publish` makes them."
+        )
+    return found
+
+
+def scores(found: dict[tuple[str, str, int], pd.DataFrame]) -> pd.DataFrame:
+    """Accuracy of every network in every arm: one row per network, arm, seed, kind and level (fractions)."""
+    rows = []
+    for (network, arm, seed), table in found.items():
+        hit = table.drop(columns="label").eq(table["label"], axis=0).mean()
+        for name, value in hit.items():
+            kind, level = name.rsplit(" ", 1)
+            facts = {"network": network, "arm": arm, "seed": seed, "kind": kind, "level": float(level)}
+            rows.append(facts | {"accuracy": value, "n": len(table)})
+    table = pd.DataFrame(rows)
+    clean = table[(table["arm"] == "unprepared") & (table["level"] == 0) & (table["kind"] == "gaussian")]
+    return pd.concat([table, clean.assign(arm="clean")], ignore_index=True)
+
+
+def paired(
+    found: dict[tuple[str, str, int], pd.DataFrame], arm: str = "denoised", other: str = "noisy"
+) -> pd.DataFrame:
+    """Two arms of a network on the same noisy films, seed by seed.
+
+    Returns:
+        network, kind, level, seeds; difference: accuracy of `arm` minus that of `other`, mean over seeds (fraction);
+        p: the largest of the seeds' exact McNemar tests; better, worse: whether every seed says so with p < 0.05.
+    """
+    rows = []
+    for network in dict.fromkeys(network for network, *_ in found):
+        both = [(found[network, arm, seed], found[network, other, seed]) for seed in _seeds(found, network, arm, other)]
+        for name in both[0][0].columns.drop("label") if both else []:
+            tests = [_test(one, two.loc[one.index], name) for one, two in both]
+            kind, level = name.rsplit(" ", 1)
+            sure = max(test.p for test in tests)
+            gains = [test.difference.value for test in tests]
+            rows.append(
+                {"network": network, "kind": kind, "level": float(level), "seeds": len(tests)}
+                | {"difference": sum(gains) / len(gains), "p": sure}
+                | {"better": sure < 0.05 and min(gains) > 0, "worse": sure < 0.05 and max(gains) < 0}
+            )
+    return pd.DataFrame(rows)
+
+
+def _seeds(found: dict[tuple[str, str, int], pd.DataFrame], network: str, *arms: str) -> list[int]:
+    return sorted(
+        set.intersection(*({seed for one, arm, seed in found if (one, arm) == (network, name)} for name in arms))
+    )
+
+
+def _test(one: pd.DataFrame, two: pd.DataFrame, name: str) -> metrics.McNemar:
+    return metrics.mcnemar(one["label"].to_numpy(), one[name].to_numpy(), two[name].to_numpy())
+
+
+def readable(table: pd.DataFrame, kind: str = "gaussian") -> pd.DataFrame:
+    """`scores` for people: a row per network and arm, a column per level of a kind; means over seeds."""
+    part = table[table["kind"] == kind]
+    means = part.pivot_table(index=["network", "arm"], columns="level", values="accuracy", aggfunc="mean", sort=False)
+    seeds = part.groupby(["network", "arm"])["seed"].nunique()
+    texts = means.map(lambda value: "" if pd.isna(value) else f"{value:.1%}")
+    texts.columns = [f"{level:g}" for level in texts.columns]
+    texts.insert(0, "seeds", seeds.astype(str))
+    order = {name: k for k, name in enumerate(ARMS)}
+    return texts.reset_index().sort_values(["network", "arm"], key=lambda c: c.map(order) if c.name == "arm" else c)
+
+
+def verdict(table: pd.DataFrame) -> str:
+    """`paired` in a few sentences: where a denoiser in front helps, where it hurts, where nothing can be told."""
+    told = []
+    for network, part in table.groupby("network", sort=False):
+        parts = []
+        for word, rows in (("helps", part[part["better"]]), ("hurts", part[part["worse"]])):
+            if len(rows):
+                kinds = rows.groupby("kind", sort=False)["level"].agg(
+                    lambda levels: " and ".join(f"{x:g}" for x in levels)
+                )
+                parts.append(f"{word} at " + ", ".join(f"{kind} {levels}" for kind, levels in kinds.items()))
+        noise_rows = part[(part["kind"] == "gaussian") & (part["level"] > 0)]
+        low, high = noise_rows["difference"].min(), noise_rows["difference"].max()
+        rest = f"under gaussian noise the difference is {low:+.1%} to {high:+.1%} ({part['seeds'].iloc[0]} seeds)"
+        found = "; it ".join(parts) or "makes no difference that every seed confirms at any level of any corruption"
+        told.append(f"For `{network}` it {found}; {rest}.")
+    return "A denoiser in front of a network, rather than training that network on the noisy films. " + " ".join(told)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from pneumo_lib import answers, runs, standings
+from pneumo_lib import answers, arms, claims, evidence, runs, standings
 from pneumo_lib.answers import PREDICTIONS, Finished
 from pneumo_lib.metrics import Estimate
 from pneumo_lib.robustness import CORRUPTIONS
@@ -20,6 +20,9 @@ TITLES = {
     "noisy_test": "`noisy_test`, denoised",
     "clean": "clean test, denoised",
 }
+SEEDS_HEAD = "Each system over its seeds (weights, order, noise and validation split differ), test films:\n"
+VARIANTS_HEAD = "Variants of the recipe of `resnet18_s2d`, one thing changed in each, means over seeds:\n"
+ARMS_HEAD = "Accuracy on test films by the standard deviation of gaussian noise, means over seeds:\n"
 SYSTEMS_HEAD = "The systems of notebook 05 at this preset, on test films, each trained as its last column says:"
 HEAD = ("| on test films | measured here, 95 % interval | n | reported by the source |", "|---|---|---|---|")
 
@@ -168,6 +171,29 @@ def systems_table(done: Sequence[Finished]) -> str:
     if folds and len(crossed := standings.cross_validated(folds)):
         tables.append(standings.readable(crossed))
     return "\n".join(map(markdown, tables))
+
+
+def evidence_texts(target: Path) -> dict[str, str]:
+    """What the answers published in a folder say together, as Markdown by file name: evidence.md and claims.md.
+
+    Raises:
+        DataError: there are no seeds or no arms.
+    """
+    said, published = evidence.repeated(target), json.loads((target / "metrics.json").read_text())
+    pairs = pd.read_csv(target / PAIRS)
+    systems = [name for name in dict.fromkeys(said["system"]) if name not in evidence.VARIANTS]
+    seeds = evidence.readable(evidence.over_seeds(said[said["system"].isin(systems)], pairs))
+    held = arms.read(target)
+    parts = [SEEDS_HEAD, markdown(seeds), evidence.comparison(said), VARIANTS_HEAD]
+    parts += [markdown(evidence.readable_ablation(evidence.repeated(target, evidence.VALIDATION), said)), ARMS_HEAD]
+    parts += [markdown(arms.readable(arms.scores(held))), arms.verdict(arms.paired(held)) + "\n"]
+    return {"evidence.md": "\n".join(parts), "claims.md": markdown(claims.table(claims.claims(target, published)))}
+
+
+def publish_evidence(target: Path) -> None:
+    """Write `evidence_texts` beside the answers they come from."""
+    for name, text in evidence_texts(target).items():
+        runs.write_text(target / name, text)
 
 
 def markdown(table: pd.DataFrame) -> str:

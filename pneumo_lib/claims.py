@@ -1,0 +1,172 @@
+"""Every number that the source reports claim, beside what was measured here, and what follows.
+
+A claim is *reproduced* where the reported value lies in our 95 % interval. Where ours was trained more briefly than the
+source's and falls short, nothing follows; where it was trained as the source did and the value lies outside, the claim
+is *not reproduced*.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import isnan
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from pneumo_lib import answers, evidence, metrics
+from pneumo_lib.metrics import Estimate
+from pneumo_lib.systems import COVID, KERMANY, SYSTEMS
+
+SOURCE_A = "cnn2_on_autoencoder"  # system A among the seeds
+FULL_A = 50  # epochs of each of its networks
+ABLATION = {"ResNet-50": 0.932, "+ channel attention": 0.945, "+ spatial attention": 0.941}
+ABLATION |= {"+ both (CBAM)": 0.953, "+ label smoothing (AERNet)": 0.961}  # report B, accuracy
+VALIDATED = {"cnn4": 0.7869, "resnet34": 0.968}  # report E: accuracy on the films it calls validation
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A reported number and ours.
+
+    Attributes:
+        report: letter of the source report. what: which number of it.
+        reported: the value, a fraction.
+        films: how many it stands on, as far as the source says; 0 where it does not.
+        ours: measured here, with its interval; None where nothing was.
+        seeds: networks behind ours.
+        how: what ours was trained and tested on.
+        shorter: whether that was less than the source did.
+        unlike: why the two must not be held against each other; empty where they may.
+    """
+
+    report: str
+    what: str
+    reported: float
+    films: int
+    ours: Estimate | None
+    seeds: int
+    how: str
+    shorter: bool
+    unlike: str = ""
+
+    @property
+    def verdict(self) -> str:
+        """Reproduced, not reproduced, or not comparable and why."""
+        if self.ours is None:
+            return "not measured"
+        inside = self.ours.low <= self.reported <= self.ours.high
+        if self.unlike:
+            return f"not comparable: {self.unlike}"
+        if inside:
+            return "reproduced" + (", with less training" if self.shorter else "")
+        if self.ours.low > self.reported:
+            return "exceeded"
+        return "not comparable: ours was trained for less" if self.shorter else "not reproduced"
+
+
+def claims(figures: Path, published: dict[str, Any]) -> list[Claim]:
+    """Every claim of the reports, in their order.
+
+    Args:
+        figures: folder with the published answers.
+        published: metrics.json, by notebook.
+    """
+    return [*_report_a(figures), *_report_b(figures, published), *_kermany(figures)]
+
+
+def table(found: list[Claim]) -> pd.DataFrame:
+    """Claims as texts, for people."""
+    rows = [
+        {
+            "report": one.report,
+            "claim": one.what,
+            "reported": f"{one.reported:.1%}" + (f" of {one.films:,}" if one.films else ""),
+            "measured here": one.ours.percent() if one.ours else "",
+            "n": f"{one.ours.n:,}" if one.ours else "",
+            "seeds": str(one.seeds or ""),
+            "trained": one.how,
+            "verdict": f"**{head}**{colon}{rest}",
+        }
+        for one in found
+        for head, colon, rest in [one.verdict.partition(":")]
+    ]
+    return pd.DataFrame(rows)
+
+
+def _report_a(figures: Path) -> Iterator[Claim]:
+    """Both test figures of system A, over seeds, and its training accuracy."""
+    said, pairs = evidence.repeated(figures), pd.read_csv(figures / "audit_pairs.csv")
+    rows = evidence.over_seeds(said[said["system"] == SOURCE_A], pairs).set_index("protocol")
+    cards = evidence.cards(figures)[SOURCE_A]
+    shorter = cards[0]["epochs"] < FULL_A
+    facts = {"seeds": len(cards), "how": cards[0]["recipe"], "shorter": shorter}
+    for name, reported in SYSTEMS["cnn2"].reported.items():
+        given = ("A", reported.protocol, reported.accuracy, reported.n or 0)
+        yield Claim(*given, rows.loc[name, "accuracy"], **facts)
+        if name == "noisy_test":
+            alone = rows.loc[name, "distinct"]
+            yield Claim("A", f"{reported.protocol}, films without a copy in training", *given[2:], alone, **facts)
+    last = [card["train_accuracy"] for card in cards]
+    seen = Estimate(sum(last) / len(last), *_range(last), cards[0]["train_images"])
+    yield Claim("A", "accuracy on its own training films, noisy", 0.9959, 0, seen, **facts)
+
+
+def _range(values: list[float]) -> tuple[float, float]:
+    interval = metrics.seeds_interval(values)
+    return max(0.0, interval.low), min(1.0, interval.high)
+
+
+def _report_b(figures: Path, published: dict[str, Any]) -> Iterator[Claim]:
+    """AERNet on its three data sets, its ablation, and its comparison table."""
+    for name in (COVID, "covid_ct", "brain_mri"):
+        reported = SYSTEMS["aernet"].reported[name]
+        yield _trained("B", f"AERNet, {reported.protocol}", reported.accuracy, 0, figures / "systems" / name / "aernet")
+    compared = published["05"]
+    scale = compared["scales"]["attention"]
+    how = f"{scale['image_size']} px, {scale['train_images']} films, {scale['epochs']} epochs"
+    for row in compared["attention"]:
+        ours = Estimate.from_dict(row["accuracy"])
+        given = ("B", f"ablation: {row['variant']}", ABLATION[row["variant"]], 0, ours, ours.n, how, True)
+        yield Claim(*given, unlike="ours was trained for less")
+    scale = compared["scales"]["architectures"]
+    how = f"{scale['image_size']} px, {scale['train_images']} films, {scale['epochs']} epochs"
+    clean = {row["system"]: row["accuracy"] for row in compared["architectures"] if row["condition"] == "clean"}
+    for name in ("alexnet", "vgg16", "googlenet", "resnet50", "densenet121", "aernet"):
+        known = SYSTEMS[name].reported
+        reported = (known["comparison"] if name == "aernet" else known[COVID]).accuracy
+        ours = Estimate.from_dict(clean[name]) if name in clean else None
+        title = "AERNet" if name == "aernet" else SYSTEMS[name].title
+        yield Claim("B", f"comparison: {title}", reported, 0, ours, int(ours is not None), how if ours else "", True)
+
+
+def _kermany(figures: Path) -> Iterator[Claim]:
+    """Reports C, D and E on Kermany's films."""
+    few = "16 films carry an interval of 30 points"
+    for report, name, unlike in (("C", "cnn5", ""), ("D", "cnn3", ""), ("E", "cnn4", few), ("E", "resnet34", few)):
+        known, place = SYSTEMS[name].reported[KERMANY], figures / "systems" / KERMANY / name
+        told = f"{SYSTEMS[name].title}, {known.protocol}"
+        yield _trained(report, told, known.accuracy, known.n or 0, place, unlike=unlike)
+        for score in ("precision", "recall", "auc"):
+            if not isnan(getattr(known, score)):
+                yield _trained(report, f"the same, {score}", getattr(known, score), known.n or 0, place, score=score)
+        if name in VALIDATED:
+            chosen = "its epoch was chosen on these films"
+            yield _trained(
+                report, "the same, on the 624 films it calls validation", VALIDATED[name], 624, place, unlike=chosen
+            )
+
+
+def _trained(
+    report: str, what: str, reported: float, films: int, place: Path, *, score: str = "accuracy", unlike: str = ""
+) -> Claim:
+    """A claim beside a published system, which is taken to say the most probable class, as the sources do."""
+    if not (place / answers.PREDICTIONS).exists():
+        return Claim(report, what, reported, films, None, 0, "", True, unlike)
+    done = answers.read(place)
+    table = metrics.classification_table(done.y_true, done.y_prob, done.classes, seed=0)
+    row = table.loc[done.card["positive"] or "macro average"]
+    right = metrics.accuracy(done.y_true, done.y_prob.argmax(axis=1))
+    size, epochs = done.card["arguments"]["image_size"], done.card["epochs"]
+    how = f"{size} px, {done.card['train_images']:,} films, {epochs} epochs"
+    ours = right if score == "accuracy" else row[score]
+    return Claim(report, what, reported, films, ours, 1, how, any(done.card["scale"].values()), unlike)

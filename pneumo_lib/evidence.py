@@ -1,0 +1,197 @@
+"""What the published trainings say together: systems over seeds, what parts of a recipe are worth, paired tests.
+
+`benchmarks/evidence.py` makes them; `figures/seeds/SYSTEM/seed_K/` holds what each network said of each film:
+predictions.csv of the test films, val.csv of the validation films, history.csv, model.json.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from pneumo_lib import answers, metrics, pipeline
+from pneumo_lib.answers import PREDICTIONS
+from pneumo_lib.errors import DataError
+from pneumo_lib.metrics import Estimate
+
+SEEDS = "seeds"
+VALIDATION = "val.csv"
+MEAN = "mean of the seeds"
+OURS, SOURCE = "resnet18_s2d", "cnn2_on_autoencoder"
+VARIANTS = {  # of our recipe: folder of the seeds, and what differs
+    "resnet18_s2d_balanced": "classes drawn equally often",
+}
+
+
+def repeated(figures: Path, file: str = PREDICTIONS) -> pd.DataFrame:
+    """What the networks of every system and seed said of every film.
+
+    Args:
+        figures: folder with `seeds/`.
+        file: PREDICTIONS of test films, or VALIDATION.
+
+    Returns:
+        Rows of `answers.read_predictions` with `seed`, and the folder's name as `system`.
+
+    Raises:
+        DataError: there are none.
+    """
+    found = sorted((figures / SEEDS).glob(f"*/seed_*/{file}"))
+    if not found:
+        raise DataError(
+            f"{figures / SEEDS} holds no SYSTEM/seed_K/{file}. `benchmarks/evidence.py --publish` makes them."
+        )
+    tables = [
+        answers.read_predictions(path).assign(system=path.parent.parent.name, seed=int(path.parent.name.split("_")[1]))
+        for path in found
+    ]
+    return pd.concat(tables, ignore_index=True)
+
+
+def cards(figures: Path) -> dict[str, list[dict]]:
+    """The cards of every system, by the folder's name, in the order of their seeds."""
+    found: dict[str, list[dict]] = {}
+    for path in sorted((figures / SEEDS).glob("*/seed_*/model.json")):
+        found.setdefault(path.parent.parent.name, []).append(json.loads(path.read_text()))
+    return found
+
+
+def averaged(said: pd.DataFrame) -> pd.DataFrame:
+    """The mean of the probabilities of a system's seeds, as one more network: rows of `repeated` without `seed`.
+
+    Source: Lakshminarayanan, Pritzel and Blundell 2017. Validation splits differ between seeds: for test films only.
+    """
+    given = [name for name in said if name.startswith("p_")]
+    keys = ["system", "protocol", "path", "label", "split"]
+    mean = said.groupby(keys, sort=False, as_index=False)[given].mean()
+    classes = np.array([name.removeprefix("p_") for name in given])
+    return mean.assign(predicted=classes[mean[given].to_numpy().argmax(axis=1)])
+
+
+def over_seeds(said: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
+    """Every system under every protocol, over its seeds.
+
+    Args:
+        said: as `repeated` gives it.
+        pairs: copies, as `data.audit` finds them.
+
+    Returns:
+        system, protocol, seeds (number); accuracy, distinct (without copies in training or validation), averaged
+        (`averaged`, with more than one seed): Estimate; lowest and highest accuracy of a seed; recall: by class, means
+        over seeds. The interval of a mean is Wilson's as if the films had been tested once.
+    """
+    alone, rows = pipeline.without_copies(said, pairs), []
+    together = averaged(said)
+    for (system, protocol), part in said.groupby(["system", "protocol"], sort=False):
+        by_seed = [_right(one) for _, one in part.groupby("seed")]
+        values = [one.value for one in by_seed]
+        hit = part["label"] == part["predicted"]
+        same = alone[(alone["system"] == system) & (alone["protocol"] == protocol)]
+        mean = together[(together["system"] == system) & (together["protocol"] == protocol)]
+        rows.append(
+            {"system": system, "protocol": protocol, "seeds": len(values), "accuracy": _mean(by_seed)}
+            | {"lowest": min(values), "highest": max(values)}
+            | {"recall": hit.groupby(part["label"]).mean().to_dict()}
+            | {"distinct": _mean([_right(one) for _, one in same.groupby("seed")]) if len(same) else _right(same)}
+            | {"averaged": _right(mean) if len(values) > 1 else None}
+        )
+    return pd.DataFrame(rows)
+
+
+def paired(said: pd.DataFrame, first: str, second: str) -> pd.DataFrame:
+    """Two systems on the same films, seed by seed, and the means of their seeds.
+
+    Returns:
+        protocol, seed (a number, or MEAN), difference (Estimate, accuracy of the first minus the second), only_first,
+        only_second (films), p (exact McNemar test).
+    """
+    both = said[said["system"].isin([first, second])]
+    rows = []
+    for seed, part in [*both.groupby("seed"), (MEAN, averaged(both))]:
+        if part["system"].nunique() == 2:
+            compared = answers.disagreements(
+                part.sort_values("system", key=lambda names: names != first, kind="stable")
+            )
+            rows.append(compared.assign(seed=seed))
+    kept = ["protocol", "seed", "difference", "only_first", "only_second", "p"]
+    return pd.concat(rows, ignore_index=True)[kept].sort_values("protocol", kind="stable", ignore_index=True)
+
+
+def ablation(validation: pd.DataFrame, systems: Sequence[str]) -> pd.DataFrame:
+    """Variants of a recipe on validation films: mean over seeds of accuracy and log loss (nats), by protocol.
+
+    Returns:
+        system, protocol, seeds, accuracy, loss; loss is of the calibrated probabilities.
+    """
+    chance = np.array([row[f"p_{row['label']}"] for row in validation.to_dict("records")], float)
+    told = validation.assign(hit=validation["label"] == validation["predicted"], loss=-np.log(chance.clip(1e-6)))
+    by_seed = told[told["system"].isin(systems)].groupby(["system", "protocol", "seed"])[["hit", "loss"]].mean()
+    means = by_seed.groupby(["system", "protocol"]).agg(
+        seeds=("hit", "size"), accuracy=("hit", "mean"), loss=("loss", "mean")
+    )
+    return means.reset_index()
+
+
+def readable_ablation(validation: pd.DataFrame, said: pd.DataFrame) -> pd.DataFrame:
+    """`ablation` of OURS and its VARIANTS as texts, with the accuracy on test films beside it, which chose nothing."""
+    names = {OURS: "as it is"} | VARIANTS
+    chosen = ablation(validation, list(names))
+    tested = said.groupby(["system", "protocol"]).apply(lambda part: _right(part).value, include_groups=False)
+    rows = []
+    for name, told in names.items():
+        part = chosen[chosen["system"] == name].set_index("protocol")
+        if len(part):
+            row = {"recipe": told, "seeds": str(part["seeds"].iloc[0])}
+            for title, protocol in (("noise 0.5", "val_0.5"), ("clean", "val_0")):
+                row[f"validation, {title}"] = "{accuracy:.1%}, log loss {loss:.3f}".format(**part.loc[protocol])
+            for title, protocol in (("noise 0.5", "test_noise"), ("clean", "clean")):
+                row[f"test, {title}"] = f"{tested[name, protocol]:.1%}"
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def comparison(said: pd.DataFrame) -> str:
+    """OURS against SOURCE in a sentence: differences of the seeds' means and what the paired tests say."""
+    table = paired(said, OURS, SOURCE)
+    parts = []
+    for protocol, part in table.groupby("protocol", sort=False):
+        mean, single = part[part["seed"] == MEAN].iloc[0], part[part["seed"] != MEAN]
+        p = "p < 0.001" if mean["p"] < 0.0005 else f"p = {mean['p']:.3f}"
+        sure = int((single["p"] < 0.05).sum())
+        parts.append(
+            f"{protocol} {mean['difference'].percent()} ({p}; below 0.05 for {sure} of {len(single)} single seeds)"
+        )
+    return f"`{OURS}` minus `{SOURCE}`, seeds averaged, exact McNemar test: {'; '.join(parts)}.\n"
+
+
+def readable(table: pd.DataFrame) -> pd.DataFrame:
+    """`over_seeds` as texts, for people."""
+    cells = {
+        "system": table["system"],
+        "test films": table["protocol"],
+        "n": [f"{cell.n:,}" for cell in table["accuracy"]],
+        "accuracy": [cell.percent() for cell in table["accuracy"]],
+        "of the seeds": [
+            f"{row.lowest:.1%} to {row.highest:.1%} ({row.seeds})" if row.seeds > 1 else "1"
+            for row in table.itertuples()
+        ],
+        "recall " + " / ".join(table["recall"].iloc[0]): [
+            " / ".join(f"{value:.1%}" for value in recall.values()) for recall in table["recall"]
+        ],
+        "seeds averaged": [cell.percent() if cell else "" for cell in table["averaged"]],
+        "without copies": [f"{cell.percent()} of {cell.n:,}" for cell in table["distinct"]],
+    }
+    return pd.DataFrame(cells)
+
+
+def _right(part: pd.DataFrame) -> Estimate:
+    return metrics.wilson(int((part["label"] == part["predicted"]).sum()), len(part))
+
+
+def _mean(estimates: Sequence[Estimate]) -> Estimate:
+    """The mean of accuracies on the same films, with the interval as if these had been tested once."""
+    value, n = float(np.mean([one.value for one in estimates])), estimates[0].n
+    return replace(metrics.wilson(round(value * n), n), value=value)
