@@ -23,7 +23,7 @@ LAYERS = [
     ["runtime"],
     ["config"],
     ["metrics", "display", "images"],
-    ["calibration", "plots", "novelty", "decision", "augmentation"],
+    ["calibration", "plots", "novelty", "decision", "chosen", "augmentation"],
     ["noise", "models", "engine"],
     ["steps"],
     ["runs", "data"],
