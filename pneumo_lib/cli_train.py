@@ -142,6 +142,8 @@ def evaluate(
     done = comparison.evaluate(folder, cache)
     for one in done if corruptions else ():
         _corrupt(one, cache)
+    for drawn in robustness.draw(done) if corruptions else ():
+        typer.echo(f"figure: {drawn}")
     if done:
         table = publishing.systems_table(done)
         runs.write_text(folder / "systems.md", table)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from pneumo_lib import answers, runs, standings
+from pneumo_lib import answers, robustness, runs, standings
 from pneumo_lib.answers import PREDICTIONS, Finished
 from pneumo_lib.metrics import Estimate
 from pneumo_lib.robustness import CORRUPTIONS
@@ -143,7 +143,7 @@ def _conformal(evaluation: dict[str, Any]) -> str:
 
 
 def publish_systems(run: Path, done: Sequence[Finished], target: Path) -> None:
-    """Copy the answers of a run's systems to a folder, and write the table of all that it then holds to systems.md.
+    """Copy the answers of a run's systems to a folder; systems.md and figures tell of all that it then holds.
 
     Card, history and predictions are copied, weights and the folder of the films are not. The target has the form of a
     run, so that `pneumo evaluate` makes the table from it again; answers of the same system there are replaced.
@@ -159,6 +159,7 @@ def publish_systems(run: Path, done: Sequence[Finished], target: Path) -> None:
                     shutil.copyfile(one.folder / name, place / name)
     published = [answers.read(place) for place in answers.trained(target)]
     runs.write_text(target / "systems.md", systems_table(published))
+    robustness.draw(published)
 
 
 def systems_table(done: Sequence[Finished]) -> str:

@@ -331,9 +331,12 @@ def test_evaluate_shows_systems_corrupted_films_if_asked_and_says_where_it_canno
     ended = pneumo("evaluate", tmp_path / "run", "--cache", cache_dir, "--corruptions", "--publish")
     assert ended.code == 0 and "cnn3: its weights were not kept" in ended.out
     table = pd.read_csv(folder / robustness.CORRUPTIONS)
-    assert "salt_pepper" in ended.out and set(table["n"]) == {10}
+    assert "salt_pepper" in ended.out and "low_contrast" in ended.out and set(table["n"]) == {10}
+    assert f"figure: {folder.parent / robustness.FIGURE}" in ended.out
     published = tmp_path / "figures" / "systems" / "chest_xray_kermany" / "resnet18_s2d"
     pd.testing.assert_frame_equal(pd.read_csv(published / robustness.CORRUPTIONS), table)
+    drawn = [place.parent / robustness.FIGURE for place in (folder, published)]
+    assert drawn[0].read_bytes() == drawn[1].read_bytes(), "the same systems are there"
     protocols = pd.read_csv(published / "predictions.csv")["protocol"]
     assert protocols.unique().tolist() == ["test_noise", "clean"], "a system for noisy films is tested both ways"
 

@@ -24,7 +24,7 @@ LAYERS = [
     ["config"],
     ["metrics", "display", "images"],
     ["calibration", "plots", "novelty", "decision", "chosen", "augmentation"],
-    ["noise", "models", "engine"],
+    ["noise", "models", "engine", "plots_panels"],
     ["steps"],
     ["runs", "data"],
     ["systems", "controls"],
