@@ -1,7 +1,9 @@
 """Corruptions by name and strength, on batches of films.
 
-Each kind has one number for its strength, 0 for none, and a table of strengths in rising order. Training draws from
-a generator per batch; evaluation draws each film's noise from its own name, so that methods meet identical noise.
+Each kind has one number for its strength, 0 for none, and a table of strengths in rising order; brightness is two
+kinds, gray added and gray taken, so that it has one number too. Training draws from a generator per batch; evaluation
+draws each film's noise from its own name, so that methods meet identical noise. What lies outside a turned film is its
+nearest pixel, as in `augmentation`: black corners would be a sign of the corruption that real films do not carry.
 """
 
 import hashlib

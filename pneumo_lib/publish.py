@@ -53,7 +53,7 @@ def results(metrics: dict[str, dict[str, Any]]) -> str:
         metrics: what each metrics_NN.json holds, by "01", "02" and so on.
     """
     found = [_copies(metrics["01"], metrics["06"]), _classical(metrics["02"]), metrics["04"]["verdict"]]
-    findings, compared = [*found, _abstention(metrics["06"]), _conformal(metrics["06"])], ""
+    findings, compared = [*found, _abstention(metrics["06"]), *_surest(metrics["06"]), _conformal(metrics["06"])], ""
     if "05" in metrics:  # what was published before notebook 05 existed has none
         findings += _comparison(metrics["05"])
         compared = "\n" + SYSTEMS_HEAD + "\n\n" + markdown(_systems(metrics["05"]["systems"]))
@@ -127,6 +127,17 @@ def _abstention(evaluation: dict[str, Any]) -> str:
         f'Allowed to say "undecided", it decides {decided["value"]:.1%} of the noisy test films and is right on '
         f"{right['value']:.1%} [{right['low']:.1%}, {right['high']:.1%}] of those."
     )
+
+
+def _surest(evaluation: dict[str, Any]) -> list[str]:
+    """Accuracy of the most confident films; nothing where the metrics are from before it was measured."""
+    told: dict[str, list[str]] = {}
+    for row in evaluation.get("coverage", []):
+        right = row["accuracy"]
+        text = f"{right['value']:.1%} [{right['low']:.1%}, {right['high']:.1%}] of the {row['share']:.0%}"
+        told.setdefault(row["protocol"], []).append(text)
+    texts = [f"{TITLES[protocol]}: {', '.join(shares)}" for protocol, shares in told.items()]
+    return [f"Right on the films that it is surest of: {'; '.join(texts)}."] if texts else []
 
 
 def _conformal(evaluation: dict[str, Any]) -> str:
