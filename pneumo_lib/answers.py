@@ -2,7 +2,7 @@
 
 import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from pneumo_lib.errors import DataError, UsageError
 PREDICTIONS = "predictions.csv"
 TEXTS = ("path", "protocol", "system", "label", "predicted")  # columns that every table of predictions has
 SUM_TOLERANCE = 1e-3  # of rounding, where somebody wrote fewer digits
+SHARES = (0.8, 0.9, 0.95)  # of the films, the most confident ones, whose accuracy is told
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,18 @@ def read_card(folder: Path) -> dict[str, Any]:
     return json.loads(path.read_text()) if path.exists() else {}
 
 
+def of_decision(predictions: pd.DataFrame, decision: Mapping[str, Any]) -> pd.DataFrame:
+    """The rows of the system that a decision of `chosen` is for; DataError: there are none, or of other classes."""
+    own, classes = predictions[predictions["system"] == decision["system"]], _classes(predictions)
+    if own.empty:
+        said = ", ".join(predictions["system"].unique())
+        raise DataError(f"the card is of {decision['system']}, and the predictions are of {said}.")
+    known = decision["classes"] or classes
+    if tuple(known) != classes or any(len(cuts) != len(classes) for cuts in decision["conformal"].values()):
+        raise DataError(f"the card is of {', '.join(known)}, and the predictions are of {', '.join(classes)}.")
+    return own
+
+
 def decided(probabilities: np.ndarray, card: dict[str, Any]) -> np.ndarray:
     """Class indices (N,): the most probable class, or, where the card has a cut, the finding that reaches it."""
     if card["decision"]["cut"] is None:
@@ -158,11 +171,40 @@ def confidence(predictions: pd.DataFrame, *, temperature: float, threshold: floa
     return pd.DataFrame(rows)
 
 
+def at_coverage(
+    predictions: pd.DataFrame, *, temperature: float = 1.0, shares: Sequence[float] = SHARES
+) -> pd.DataFrame:
+    """How right a system is where it is surest, from rows of `pipeline.predict`.
+
+    The confidence of an answer is the probability of the class that was answered, so that where a finding needs more
+    than even odds the films between those and the cut come last, and all films together give the accuracy.
+
+    Args:
+        temperature: as in `confidence`; with three classes or more it may change which films are the surest.
+        shares: of the films that are answered for, fractions.
+
+    Returns:
+        One row per system, protocol and share: system, protocol, share; covered (Estimate), above the share where films
+        of equal confidence stand at its edge; accuracy (Estimate) of these.
+    """
+    classes, rows = _classes(predictions), []
+    for (system, protocol), part in predictions.groupby(["system", "protocol"], sort=False):
+        y_true, y_prob = arrays(part, classes, temperature)
+        answered = pd.Index(classes).get_indexer(part["predicted"])
+        sure = y_prob[np.arange(len(part)), answered]
+        for share in shares:
+            found = calibration.most_confident(sure, answered == y_true, share)
+            row = {"system": system, "protocol": protocol, "share": share}
+            rows.append(row | {"covered": found.coverage, "accuracy": found.accuracy})
+    return pd.DataFrame(rows)
+
+
 def conformal(predictions: pd.DataFrame, decision: Mapping[str, Any]) -> pd.DataFrame:
     """What sets of classes are worth that shall hold the truth, from rows of `pipeline.predict`.
 
     Args:
-        decision: temperature and cut-offs, as `pipeline.decide` made them on validation films.
+        decision: temperature and cut-offs, as `pipeline.decide` made them on validation films; of a trial, whose
+            probabilities are stored after the temperature, as `chosen.of_card` gives it.
 
     Returns:
         One row per system, protocol and wanted coverage (fraction): system, protocol, wanted; all, and a column named

@@ -146,6 +146,24 @@ def selective(y_true: ArrayLike, y_prob: ArrayLike, threshold: float) -> Selecti
     return Selective(wilson(n, len(accepted)), wilson(int(correct[accepted].sum()), n))
 
 
+def most_confident(confidence: ArrayLike, correct: ArrayLike, share: float) -> Selective:
+    """Accuracy of the cases that one is most sure of: one point of the risk-coverage curve.
+
+    Args:
+        confidence: (N,) of each answer; correct: (N,) bool, whether it is right.
+        share: of the cases that is answered for at least, a fraction; cases of equal confidence are taken together.
+
+    Source: El-Yaniv and Wiener 2010.
+    """
+    sure, right = np.asarray(confidence, np.float64), np.asarray(correct, bool)
+    if not (0 < share <= 1 and len(sure)):
+        raise UsageError(f"share {share} of {len(sure)} cases: expected a fraction above 0, of one case at least")
+    least = int(np.ceil(share * len(sure) - 1e-9))
+    accepted = sure >= np.sort(sure)[-least]
+    n = int(accepted.sum())
+    return Selective(wilson(n, len(sure)), wilson(int(right[accepted].sum()), n))
+
+
 def conformal_cutoffs(y_true: ArrayLike, y_prob: ArrayLike, *, coverage: float) -> Floats:
     """The probability that each class needs to stand in a film's set, from validation cases (C,).
 

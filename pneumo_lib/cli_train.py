@@ -11,6 +11,7 @@ import typer
 from pneumo_lib import (
     ablation,
     answers,
+    chosen,
     comparison,
     evaluation,
     metrics,
@@ -112,6 +113,10 @@ def evaluate(
     pairs: Annotated[
         str, typer.Option(metavar="FILE", help="audit_pairs.csv, to leave out films that stand in train or val too.")
     ] = "",
+    card: Annotated[
+        str,
+        typer.Option(metavar="FILE", help="model.json of the system, or metrics.json: what validation films fixed."),
+    ] = "",
     temperature: Annotated[float, typer.Option(help="Of the stored probabilities, for calibration.")] = 1.0,
     threshold: Annotated[float, typer.Option(help="Confidence below which films stay undecided.")] = 0.0,
     cache: CacheOption = CACHE,
@@ -128,15 +133,17 @@ def evaluate(
     """
     if bool(run) == bool(predictions):
         raise UsageError("give either a run folder or --predictions FILE.")
-    if pairs and not predictions:
-        raise UsageError("--pairs goes with --predictions FILE.")
+    if (pairs or card) and not predictions:
+        raise UsageError("--pairs and --card go with --predictions FILE.")
     if predictions:
-        _recompute(predictions, pairs, temperature, threshold)
+        _recompute(_stored(predictions, pairs), card, temperature, threshold)
         return
     folder = runtime.locate(run)
     done = comparison.evaluate(folder, cache)
     for one in done if corruptions else ():
         _corrupt(one, cache)
+    for drawn in robustness.draw(done) if corruptions else ():
+        typer.echo(f"figure: {drawn}")
     if done:
         table = publishing.systems_table(done)
         runs.write_text(folder / "systems.md", table)
@@ -163,22 +170,37 @@ def _corrupt(one: answers.Finished, cache: str) -> None:
     typer.echo(robustness.readable(table).to_string(index=False))
 
 
-def _recompute(predictions: str, pairs: str, temperature: float, threshold: float) -> None:
+def _stored(predictions: str, pairs: str) -> pd.DataFrame:
     table = answers.read_predictions(runtime.locate(predictions))
     if pairs:
         table = pipeline.without_copies(table, audit.read_pairs(runtime.locate(pairs)))
     if table.empty:
         raise DataError(f"{predictions} has no film {'without a copy in train or val' if pairs else 'at all'}.")
+    return table
+
+
+def _recompute(table: pd.DataFrame, card: str, temperature: float, threshold: float) -> None:
+    if card and (temperature, threshold) != (1.0, 0.0):
+        raise UsageError("--card says temperature and threshold itself; give either it or those two.")
+    fixed = {"temperature": temperature, "threshold": threshold}
+    fixed = chosen.read(runtime.locate(card)) if card else fixed
+    own, heat = answers.of_decision(table, fixed) if card else table, fixed["temperature"]
     compared = answers.disagreements(table)
-    worth = answers.confidence(table, temperature=temperature, threshold=threshold)
+    worth = answers.confidence(own, temperature=heat, threshold=fixed["threshold"])
+    surest = answers.at_coverage(own, temperature=heat)
+    sets = answers.conformal(own, fixed) if card else pd.DataFrame()
     typer.echo(evaluation.accuracies(table).to_string(index=False))
     for (system, protocol), scores in answers.by_class(table).items():
         typer.echo(f"\n{system}, {protocol}:\n{_shown(scores).to_string()}")
-    typer.echo(f"\nat temperature {temperature:g}, undecided below {threshold:g}:")
-    typer.echo(_shown(worth).to_string(index=False, float_format="%.4f"))
-    if len(compared):
-        typer.echo("\nfilms that only one of two has right (McNemar):")
-        typer.echo(_shown(compared).to_string(index=False, float_format="%.3g"))
+    _tell(f"at temperature {heat:g}, undecided below {fixed['threshold']:g}:", worth, "%.4f")
+    _tell("right among the films that it is surest of:", surest, "%.2f")
+    _tell("conformal sets: share that holds the truth, classes in a set, sets of one class:", sets, "%.2f")
+    _tell("films that only one of two has right (McNemar):", compared, "%.3g")
+
+
+def _tell(title: str, table: pd.DataFrame, digits: str) -> None:
+    if len(table):
+        typer.echo(f"\n{title}\n{_shown(table).to_string(index=False, float_format=digits)}")
 
 
 def _shown(table: pd.DataFrame) -> pd.DataFrame:

@@ -17,6 +17,11 @@ STRENGTHS: dict[str, float] = {
     "blur": 10.0,
     "low_resolution": 30.0,
     "jpeg": 99.0,
+    "rotation": 180.0,
+    "crop": 0.9,
+    "brighter": 1.0,
+    "darker": 1.0,
+    "low_contrast": 1.0,
 }
 
 

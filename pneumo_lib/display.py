@@ -21,10 +21,15 @@ def show(figure: Figure, alt: str, *, name: str, folder: Path | None = None) -> 
         raise UsageError(f"{name!r} is no figure name; use letters, digits, '_' and '-' only.")
     show_png(_png(figure, INLINE_DPI), alt)
     if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-        partial = folder / f".{name}.partial"
-        partial.write_bytes(_png(figure, FILE_DPI))
-        partial.replace(folder / f"{name}.png")
+        save(figure, folder / f"{name}.png")
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Writes a figure as PNG at 200 dpi; an older file is replaced whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.stem}.partial")
+    partial.write_bytes(_png(figure, FILE_DPI))
+    partial.replace(path)
 
 
 def show_png(png: bytes, alt: str) -> None:

@@ -1,13 +1,16 @@
 """Corruptions by name and strength, on batches of films.
 
-Each kind has one number for its strength, 0 for none, and a table of strengths in rising order. Training draws from
-a generator per batch; evaluation draws each film's noise from its own name, so that methods meet identical noise.
+Each kind has one number for its strength, 0 for none, and a table of strengths in rising order; brightness is two
+kinds, gray added and gray taken, so that it has one number too. Training draws from a generator per batch; evaluation
+draws each film's noise from its own name, so that methods meet identical noise. What lies outside a turned film is its
+nearest pixel, as in `augmentation`: black corners would be a sign of the corruption that real films do not carry.
 """
 
 import hashlib
 import io
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -16,8 +19,10 @@ from scipy.stats import norm
 from torch import Generator, Tensor
 from torchvision.transforms.v2 import functional as TF
 
+from pneumo_lib import augmentation
 from pneumo_lib.config import STRENGTHS
 from pneumo_lib.errors import UsageError
+from pneumo_lib.recipe import Augmentation
 
 
 @dataclass(frozen=True)
@@ -86,6 +91,24 @@ def _recode(film: np.ndarray, *, quality: int) -> np.ndarray:
     return np.asarray(Image.open(file))
 
 
+def _rotation(images: Tensor, strength: float | Tensor, generator: Generator) -> Tensor:
+    """Turned about the centre, each film to the side that the generator says; corners repeat the nearest pixels."""
+    drawn = augmentation.draw(Augmentation(rotation=1.0), len(images), generator)
+    turned = replace(drawn, rotation=drawn.rotation.sign() * math.radians(strength))
+    return augmentation.move(images, turned).clamp_(0.0, 1.0)
+
+
+def _crop(images: Tensor, strength: float | Tensor, generator: Generator) -> Tensor:
+    """The middle of the film, magnified to its size: of each side that share is lost, half of it at either end."""
+    still = augmentation.draw(Augmentation(), len(images), generator)
+    return augmentation.move(images, replace(still, zoom=still.zoom / (1.0 - strength))).clamp_(0.0, 1.0)
+
+
+def _low_contrast(images: Tensor, strength: float | Tensor, generator: Generator) -> Tensor:
+    mean = images.mean(dim=(1, 2, 3), keepdim=True)
+    return torch.lerp(images, mean, strength).clamp_(0.0, 1.0)
+
+
 NOISES: dict[str, Noise] = {
     "gaussian": Noise(
         lambda x, s, g: add_noise(x, s, generator=g), (0, 0.1, 0.25, 0.5, 0.75, 1.0), "standard deviation, scale [0, 1]"
@@ -96,6 +119,15 @@ NOISES: dict[str, Noise] = {
     "blur": Noise(_blur, (0, 0.5, 1.0, 2.0, 3.0, 5.0), "standard deviation, pixels"),
     "low_resolution": Noise(_low_resolution, (0, 0.5, 1.0, 3.0, 7.0, 15.0), "reduction factor minus one"),
     "jpeg": Noise(_jpeg, (0, 50, 70, 85, 92, 97), "100 minus the JPEG quality"),
+    "rotation": Noise(_rotation, (0, 2, 5, 10, 20, 45), "degrees, to either side"),
+    "crop": Noise(_crop, (0, 0.05, 0.1, 0.2, 0.35, 0.5), "share of each side cut away"),
+    "brighter": Noise(
+        lambda x, s, g: (x + s).clamp_(0.0, 1.0), (0, 0.05, 0.1, 0.2, 0.35, 0.5), "gray added, then clipped"
+    ),
+    "darker": Noise(
+        lambda x, s, g: (x - s).clamp_(0.0, 1.0), (0, 0.05, 0.1, 0.2, 0.35, 0.5), "gray taken, then clipped"
+    ),
+    "low_contrast": Noise(_low_contrast, (0, 0.2, 0.4, 0.6, 0.8, 0.95), "share of the distance to the mean lost"),
 }
 
 

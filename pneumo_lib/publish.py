@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from pneumo_lib import answers, arms, claims, evidence, runs, standings
+from pneumo_lib import answers, arms, claims, evidence, robustness, runs, standings
 from pneumo_lib.answers import PREDICTIONS, Finished
 from pneumo_lib.metrics import Estimate
 from pneumo_lib.robustness import CORRUPTIONS
@@ -56,7 +56,7 @@ def results(metrics: dict[str, dict[str, Any]]) -> str:
         metrics: what each metrics_NN.json holds, by "01", "02" and so on.
     """
     found = [_copies(metrics["01"], metrics["06"]), _classical(metrics["02"]), metrics["04"]["verdict"]]
-    findings, compared = [*found, _abstention(metrics["06"]), _conformal(metrics["06"])], ""
+    findings, compared = [*found, _abstention(metrics["06"]), *_surest(metrics["06"]), _conformal(metrics["06"])], ""
     if "05" in metrics:  # what was published before notebook 05 existed has none
         findings += _comparison(metrics["05"])
         compared = "\n" + SYSTEMS_HEAD + "\n\n" + markdown(_systems(metrics["05"]["systems"]))
@@ -132,6 +132,17 @@ def _abstention(evaluation: dict[str, Any]) -> str:
     )
 
 
+def _surest(evaluation: dict[str, Any]) -> list[str]:
+    """Accuracy of the most confident films; nothing where the metrics are from before it was measured."""
+    told: dict[str, list[str]] = {}
+    for row in evaluation.get("coverage", []):
+        right = row["accuracy"]
+        text = f"{right['value']:.1%} [{right['low']:.1%}, {right['high']:.1%}] of the {row['share']:.0%}"
+        told.setdefault(row["protocol"], []).append(text)
+    texts = [f"{TITLES[protocol]}: {', '.join(shares)}" for protocol, shares in told.items()]
+    return [f"Right on the films that it is surest of: {'; '.join(texts)}."] if texts else []
+
+
 def _conformal(evaluation: dict[str, Any]) -> str:
     rows = [row for row in evaluation["conformal"] if row["protocol"] == "test_noise"]
     told = [
@@ -146,7 +157,7 @@ def _conformal(evaluation: dict[str, Any]) -> str:
 
 
 def publish_systems(run: Path, done: Sequence[Finished], target: Path) -> None:
-    """Copy the answers of a run's systems to a folder, and write the table of all that it then holds to systems.md.
+    """Copy the answers of a run's systems to a folder; systems.md and figures tell of all that it then holds.
 
     Card, history and predictions are copied, weights and the folder of the films are not. The target has the form of a
     run, so that `pneumo evaluate` makes the table from it again; answers of the same system there are replaced.
@@ -162,6 +173,7 @@ def publish_systems(run: Path, done: Sequence[Finished], target: Path) -> None:
                     shutil.copyfile(one.folder / name, place / name)
     published = [answers.read(place) for place in answers.trained(target)]
     runs.write_text(target / "systems.md", systems_table(published))
+    robustness.draw(published)
 
 
 def systems_table(done: Sequence[Finished]) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from pneumo_lib import answers, evaluation, pipeline
+from pneumo_lib import answers, evaluation, metrics, pipeline
 from pneumo_lib.data import audit
 from pneumo_lib.errors import DataError
 
@@ -107,6 +107,37 @@ def test_sets_are_told_for_each_protocol_and_wanted_coverage():
         (1.0, 1.0, 2.0, 0.0),
     ]
     assert found[2]["NA"].value == found[2]["all"].value == 1.0 and found[2]["NORMAL"].n == 0
+
+
+def test_the_surest_films_are_told_for_each_protocol_and_the_cut_decides_what_is_sure():
+    # NA needs 0.6 here: the film at 0.55 was answered NORMAL, with the least confidence of all.
+    facts = [("a", "NA", "NA", 0.9), ("b", "NORMAL", "NORMAL", 0.2), ("c", "NA", "NORMAL", 0.55)]
+    rows = [
+        ROW | {"path": path, "label": label, "predicted": said, "p_NORMAL": 1 - p, "p_NA": p}
+        for path, label, said, p in [*facts, ("d", "NORMAL", "NORMAL", 0.3)]
+    ]
+    table = pd.DataFrame([*rows, *(row | {"protocol": "noisy"} for row in rows[2:3])])
+    found = answers.at_coverage(table, shares=(0.25, 0.75, 1.0))
+    assert found["protocol"].tolist() == ["clean"] * 3 + ["noisy"] * 3
+    assert [(row["share"], row["accuracy"]) for row in found[:3].to_dict("records")] == [
+        (0.25, metrics.wilson(1, 1)),
+        (0.75, metrics.wilson(3, 3)),
+        (1.0, metrics.wilson(3, 4)),
+    ]
+    assert set(found["covered"][3:]) == {metrics.wilson(1, 1)} and set(found["accuracy"][3:]) == {metrics.wilson(0, 1)}
+
+
+def test_the_surest_of_the_published_films_are_right_more_often_and_all_of_them_as_often_as_published():
+    table = answers.read_predictions(FIGURES / answers.PREDICTIONS)
+    found = answers.at_coverage(table, shares=(*answers.SHARES, 1.0))
+    wide = found.assign(value=[cell.value for cell in found["accuracy"]]).pivot(
+        index=["system", "protocol"], columns="share", values="value"
+    )
+    published = evaluation.accuracies(table).set_index(["system", "protocol"])["value"]
+    assert len(wide) == 6 and (wide[1.0] == published.loc[wide.index]).all()
+    large = wide[wide.index.get_level_values("protocol") != "noisy_test"]
+    assert (large[0.8] > large[0.9]).all() and (large[0.9] > large[0.95]).all() and (large[0.95] > large[1.0]).all()
+    assert all(cell.value >= share for cell, share in zip(found["covered"], found["share"], strict=True))
 
 
 def test_systems_are_compared_on_the_films_that_both_answered_for():

@@ -16,6 +16,7 @@ from pneumo_lib.calibration import (
     coverage_curve,
     ece,
     fit_temperature,
+    most_confident,
     nll,
     reliability,
     selective,
@@ -182,6 +183,36 @@ def test_selective_by_hand():
     assert (result.coverage, result.accuracy) == (wilson(3, 5), wilson(2, 3))
     nobody = selective(TRUTH, PROB, 1.1)
     assert nobody.coverage.value == 0.0 and str(nobody.accuracy) == "n/a (0 cases)"
+
+
+SURE, RIGHT = PROB.max(1), PROB.argmax(1) == TRUTH
+
+
+@pytest.mark.parametrize(
+    ("share", "accepted", "right"), [(0.2, 1, 1), (0.21, 3, 2), (0.4, 3, 2), (0.6, 3, 2), (0.61, 4, 3), (1.0, 5, 3)]
+)
+def test_the_most_confident_by_hand_take_ties_together(share, accepted, right):
+    result = most_confident(SURE, RIGHT, share)
+    assert (result.coverage, result.accuracy) == (wilson(accepted, 5), wilson(right, accepted))
+    shuffled = [3, 1, 4, 0, 2]
+    assert most_confident(SURE[shuffled], RIGHT[shuffled], share) == result
+
+
+def test_the_most_confident_lie_on_the_coverage_curve():
+    truth, logits = cases()
+    prob = softmax(logits)
+    curve = coverage_curve(truth, prob)
+    for share in (0.8, 0.9, 0.95, 0.29, 1.0):  # 0.29 * 500 is 144.99999999999997 in floats
+        found = most_confident(prob.max(1), prob.argmax(1) == truth, share)
+        place = np.flatnonzero(curve.coverage == found.coverage.value)[0]
+        assert found.accuracy.value == pytest.approx(curve.accuracy[place])
+        assert found.coverage.value == pytest.approx(share), "no ties, and a whole number of cases"
+
+
+@pytest.mark.parametrize(("share", "n"), [(0, 5), (1.1, 5), (90, 5), (float("nan"), 5), (0.9, 0)])
+def test_an_impossible_share_is_refused(share, n):
+    with pytest.raises(UsageError, match="expected a fraction above 0"):
+        most_confident(SURE[:n], RIGHT[:n], share)
 
 
 def test_coverage_rises_from_a_share_to_all_and_ends_at_the_accuracy():

@@ -21,7 +21,7 @@ from nbformat.v4 import new_code_cell, new_notebook
 from PIL import Image
 from typer.main import get_command
 
-from pneumo_lib import cli, diagnosis, evaluation, pipeline, robustness, runs, systems
+from pneumo_lib import answers, cli, diagnosis, evaluation, pipeline, robustness, runs, systems
 from pneumo_lib.data import CLASSES, phantom
 from pneumo_lib.decision import Diagnosis
 
@@ -332,9 +332,12 @@ def test_evaluate_shows_systems_corrupted_films_if_asked_and_says_where_it_canno
     ended = pneumo("evaluate", tmp_path / "run", "--cache", cache_dir, "--corruptions", "--publish")
     assert ended.code == 0 and "cnn3: its weights were not kept" in ended.out
     table = pd.read_csv(folder / robustness.CORRUPTIONS)
-    assert "salt_pepper" in ended.out and set(table["n"]) == {10}
+    assert "salt_pepper" in ended.out and "low_contrast" in ended.out and set(table["n"]) == {10}
+    assert f"figure: {folder.parent / robustness.FIGURE}" in ended.out
     published = tmp_path / "figures" / "systems" / "chest_xray_kermany" / "resnet18_s2d"
     pd.testing.assert_frame_equal(pd.read_csv(published / robustness.CORRUPTIONS), table)
+    drawn = [place.parent / robustness.FIGURE for place in (folder, published)]
+    assert drawn[0].read_bytes() == drawn[1].read_bytes(), "the same systems are there"
     protocols = pd.read_csv(published / "predictions.csv")["protocol"]
     assert protocols.unique().tolist() == ["test_noise", "clean"], "a system for noisy films is tested both ways"
 
@@ -404,12 +407,36 @@ def test_evaluate_recomputes_what_predictions_say(pneumo, tiny_run, tiny_images,
     table[:20].to_csv(tmp_path / "copies.csv", index=False)
     alone = pneumo("evaluate", "--predictions", tmp_path / "copies.csv", "--pairs", tmp_path / "pairs.csv").fault(3)
     assert "no film without a copy" in alone
-    assert "--pairs goes with" in pneumo("evaluate", tiny_run.path, "--pairs", tmp_path / "pairs.csv").fault(2)
+    assert "--pairs and --card go with" in pneumo("evaluate", tiny_run.path, "--pairs", tmp_path / "pairs.csv").fault(2)
     for option, value in (("--temperature", "0"), ("--temperature", "nan"), ("--threshold", "1.5")):
         assert "expected are" in pneumo("evaluate", "--predictions", tmp_path / "said.csv", option, value).fault(2)
     assert "either" in pneumo("evaluate").fault(2)
     assert "either" in pneumo("evaluate", tiny_run.path, "--predictions", tmp_path / "said.csv").fault(2)
     assert "cannot be read" in pneumo("evaluate", "--predictions", tmp_path / "nothing.csv").fault(3)
+
+
+def test_evaluate_with_a_card_tells_the_conformal_sets_of_its_system(pneumo, tiny_run, tiny_images, tmp_path):
+    protocol = pipeline.protocols(tiny_run.config, tiny_images)[0]
+    table = pipeline.predict(tiny_run, tiny_images, "unet_denoiser", protocol)
+    said, card = tmp_path / "said.csv", tiny_run.model_folder("classifier", "cnn2_on_unet_denoiser") / "model.json"
+    pd.concat([table.assign(system="other"), table]).to_csv(said, index=False)
+    plain = pneumo("evaluate", "--predictions", said)
+    assert plain.code == 0 and "surest" in plain.out and "conformal" not in plain.out
+    told = pneumo("evaluate", "--predictions", said, "--card", card)
+    decision = json.loads(card.read_text())["decision"]
+    assert told.code == 0 and f"at temperature {decision['temperature']:g}, undecided below" in told.out
+    surest, sets = told.out.partition("surest of:")[2].split("conformal sets:")
+    assert "other" not in surest and surest.count("cnn2_on_unet_denoiser") == 3, "80, 90 and 95 %"
+    found = answers.conformal(table, decision)
+    assert all(cell.text() in sets for name in ("all", *CLASSES) for cell in found[name])
+    assert "either it or those two" in pneumo(
+        "evaluate", "--predictions", said, "--card", card, "--temperature", 2
+    ).fault(2)
+    assert "--card go with --predictions" in pneumo("evaluate", tiny_run.path, "--card", card).fault(2)
+    behind = tiny_run.model_folder("denoiser", "unet_denoiser") / "model.json"
+    assert "is no card of a classifier" in pneumo("evaluate", "--predictions", said, "--card", behind).fault(3)
+    table.assign(system="other").to_csv(said, index=False)
+    assert "predictions are of other" in pneumo("evaluate", "--predictions", said, "--card", card).fault(3)
 
 
 # ---- diagnose -------------------------------------------------------------------------------------------------------

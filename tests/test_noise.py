@@ -5,15 +5,18 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 from skimage.util import random_noise
+from torchvision.transforms.v2 import functional as TF
 
-from pneumo_lib import config, noise
+from pneumo_lib import config, noise, steps
 from pneumo_lib.data import phantom
 from pneumo_lib.errors import UsageError
 
 KINDS = tuple(noise.NOISES)
 DRAWN = ("gaussian", "poisson", "speckle", "salt_pepper")
-FIXED = ("blur", "low_resolution", "jpeg")
+TURNED = ("rotation",)  # to one of two sides
+FIXED = ("blur", "low_resolution", "jpeg", "crop", "brighter", "darker", "low_contrast")
 SIZE = 96
 
 
@@ -47,7 +50,7 @@ def middle(kind):
 
 
 def test_kinds_levels_and_bounds_agree():
-    assert KINDS == tuple(config.STRENGTHS) == (*DRAWN, *FIXED)
+    assert tuple(config.STRENGTHS) == KINDS and set(KINDS) == {*DRAWN, *TURNED, *FIXED}
     for kind, entry in noise.NOISES.items():
         assert entry.levels[0] == 0 and list(entry.levels) == sorted(set(entry.levels)), kind
         assert entry.levels[-1] <= config.STRENGTHS[kind]
@@ -84,7 +87,7 @@ def test_shape_type_and_range_are_kept_and_the_input_is_not_touched(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_same_generator_draws_the_same_noise(kind):
-    clean = films()
+    clean = films(12)
     first, again, other = (noise.corrupt(clean, kind, middle(kind), generator=generator(s)) for s in (1, 1, 2))
     assert torch.equal(first, again)
     assert torch.equal(first, other) == (kind in FIXED)
@@ -223,6 +226,61 @@ def test_jpeg_keeps_the_mean_and_shows_its_blocks():
     assert coded.mean() == pytest.approx(film.mean().item(), abs=0.01)
     steps = coded.diff(dim=-1).abs().mean(dim=(0, 1, 2))
     assert steps[7::8].mean() > 3 * steps[3::8].mean(), "edges stand between the blocks of 8 pixels"
+
+
+@pytest.mark.parametrize("degrees", [5.0, 20.0, 45.0])
+def test_rotation_turns_each_film_by_its_angle_to_either_side(degrees):
+    clean = hill().expand(40, 1, SIZE, SIZE).contiguous()
+    turned = noise.corrupt(clean, "rotation", degrees, generator=generator())[:, 0].numpy()
+    film, inside = clean[0, 0].numpy(), np.s_[20:-20, 20:-20]  # away from the corners, which scipy fills otherwise
+    sides = [ndimage.rotate(film, angle, reshape=False, order=1, mode="nearest") for angle in (degrees, -degrees)]
+    which = [[np.abs((one - side)[inside]).max() < 0.01 for side in sides] for one in turned]
+    assert all(sum(pair) == 1 for pair in which), "neither, or both"
+    assert 10 <= sum(pair[0] for pair in which) <= 30, "by chance"
+
+
+def test_rotation_of_a_film_hangs_on_its_name():
+    clean, keys = films(1).expand(30, 1, SIZE, SIZE).contiguous(), [f"{k}.png" for k in range(30)]
+    turned = noise.corrupt_each(clean, keys, "rotation", 10, seed=0)
+    assert len(torch.unique(turned, dim=0)) == 2
+    assert torch.equal(noise.corrupt_each(clean[:3], keys[:3], "rotation", 10, seed=0), turned[:3])
+
+
+def test_rotation_leaves_no_black_corners():
+    for value in (0.3, 1.0):
+        turned = noise.corrupt(flat(value, size=64), "rotation", 45, generator=generator())
+        torch.testing.assert_close(turned, flat(value, size=64))
+
+
+def test_crop_is_the_middle_of_the_film_at_full_size():
+    film = hill(64)
+    cropped = noise.corrupt(film, "crop", 0.5, generator=generator())
+    expected = TF.resize(film[..., 16:48, 16:48], [64, 64])
+    torch.testing.assert_close(cropped[..., 2:-2, 2:-2], expected[..., 2:-2, 2:-2], atol=1e-5, rtol=0)
+    ramp = torch.linspace(0, 1, 200).expand(1, 1, 200, 200).contiguous()
+    kept = noise.corrupt(ramp, "crop", 0.2, generator=generator())
+    assert (kept.min().item(), kept.max().item()) == pytest.approx((0.1, 0.9), abs=0.003), "a tenth at either end"
+
+
+def test_brighter_and_darker_add_and_take_gray_and_clip():
+    film = torch.tensor([0.0, 0.1, 0.5, 0.9, 1.0]).view(1, 1, 1, 5)
+    for kind, expected in (("brighter", [0.2, 0.3, 0.7, 1.0, 1.0]), ("darker", [0.0, 0.0, 0.3, 0.7, 0.8])):
+        assert noise.corrupt(film, kind, 0.2, generator=generator()).flatten().tolist() == pytest.approx(expected)
+
+
+def test_low_contrast_keeps_each_film_s_mean_and_shrinks_the_rest():
+    clean = torch.cat([hill(), 0.5 * hill()])
+    faint = noise.corrupt(clean, "low_contrast", 0.8, generator=generator())
+    assert faint.mean(dim=(1, 2, 3)).tolist() == pytest.approx(clean.mean(dim=(1, 2, 3)).tolist(), abs=1e-4)
+    assert (faint.std(dim=(1, 2, 3)) / clean.std(dim=(1, 2, 3))).tolist() == pytest.approx([0.2, 0.2], rel=1e-3)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_networks_can_be_trained_on_every_kind(kind):
+    corruption = steps.Corruption(kind, middle(kind))
+    noisy = corruption(films(4, size=32), generator())
+    assert noisy.shape == (4, 1, 32, 32) and noisy.isfinite().all()
+    assert torch.equal(corruption(films(4, size=32), generator()), noisy)
 
 
 # the bias of clipping

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,7 +19,7 @@ from bs4 import BeautifulSoup
 from test_chinese import TOLD_BY_THE_CARD
 from test_chinese import numbers as numbers_in
 
-from pneumo_lib import comparison, config, controls, pipeline, runs
+from pneumo_lib import answers, comparison, config, controls, pipeline, runs
 from pneumo_lib.data import CLASSES
 from pneumo_lib.report_language import Language, translate
 
@@ -240,7 +241,17 @@ METRICS = {
     "03": {"val_accuracy", "best_train_accuracy", "ece", "decision"},
     "04": {"verdict", "arms", "differences"},
     "05": {"systems", "architectures", "costs", "attention", "imbalance", "controls", "scales"},
-    "06": {"accuracy", "distinct", "ece", "classes", "denoising", "decided", "decided_accuracy", "conformal"},
+    "06": {
+        "accuracy",
+        "distinct",
+        "ece",
+        "classes",
+        "denoising",
+        "decided",
+        "decided_accuracy",
+        "conformal",
+        "coverage",
+    },
 }
 SHARES = {"value", "low", "high", "before", "after", "blind_accuracy", "val_coverage", "threshold"}
 UNDEFINED = {"reported", "precision", "f1", "decided_accuracy"}  # phantoms, a class never answered, no film decided
@@ -286,6 +297,9 @@ def test_metrics_agree_with_what_the_run_holds(finished):
     assert [row["knob"] for row in five["imbalance"]] == list(comparison.IMBALANCE)
     assert [row["control"] for row in five["controls"]] == [*controls.VIEWS, "shuffled labels"], "phantoms: one source"
     assert {row["method"] for row in six["denoising"]} == {"do nothing", *pipeline.DENOISERS}
+    films = {row["protocol"]: row["n"] for row in six["accuracy"]}
+    assert [(row["protocol"], row["share"]) for row in six["coverage"]] == [*product(films, answers.SHARES)]
+    assert all(row["accuracy"]["n"] >= row["share"] * films[row["protocol"]] for row in six["coverage"])
 
 
 @pytest.mark.slow

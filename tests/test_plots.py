@@ -11,7 +11,7 @@ from matplotlib.colors import to_hex
 from matplotlib.text import Text
 from PIL import Image
 
-from pneumo_lib import display, plots
+from pneumo_lib import display, plots, plots_panels
 from pneumo_lib.errors import UsageError
 
 CLASSES = ("COVID19", "NORMAL", "PNEUMONIA")
@@ -270,6 +270,54 @@ def test_histogram_of_controls_counts_every_pair_and_draws_the_cut():
     ax = plots.histogram_controls(RNG.uniform(0, 0.8, 200), RNG.uniform(0.96, 1, 30), threshold=0.95).axes[0]
     assert {"different films (200)", "planted copies (30)"} <= {patch.get_label() for patch in ax.collections}
     assert list(ax.lines[0].get_xdata()) == [0.95, 0.95] and ax.get_yscale() == "log"
+
+
+def corruption_table(kinds, *, low=0.62):
+    rows = [
+        {"kind": kind, "level": level, "value": value, "low": max(value - 0.05, low), "high": value + 0.05, "ece": ece}
+        for kind in kinds
+        for level, value, ece in ((0, 0.9, 0.01), (0.5, 0.8, 0.05), (2, 0.66, 0.2))
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_corruptions_have_a_pair_of_panels_for_each_kind_all_on_one_scale():
+    kinds = [f"kind {k}" for k in range(11)]
+    table, fewer = corruption_table(kinds), corruption_table(kinds[:2])
+    figure = plots_panels.corruptions(
+        {"a": table, "b": fewer}, titles={kind: f"{kind}\narea" for kind in kinds}, units={"kind 1": "some unit"}
+    )
+    assert len(figure.axes) == 24 and sum(not ax.get_visible() for ax in figure.axes) == 2, "eleven kinds in four rows"
+    upper = [ax for k in (0, 6, 12, 18) for ax in figure.axes[k : k + 3]][:11]
+    lower = [ax for k in (3, 9, 15, 21) for ax in figure.axes[k : k + 3]][:11]
+    assert [ax.get_title() for ax in upper] == [f"{kind}\narea" for kind in kinds]
+    assert [len(ax.lines) for ax in upper] == [len(ax.lines) for ax in lower]
+    assert {len(line.get_xdata()) for ax in upper[2:] for line in ax.lines[1:]} == {0}, "b has not met these"
+    assert upper[5].lines[0].get_ydata().tolist() == [0.9, 0.8, 0.66]
+    assert lower[5].lines[0].get_ydata().tolist() == [0.01, 0.05, 0.2]
+    band = upper[5].collections[0].get_paths()[0].vertices[:, 1]
+    assert band.max() == pytest.approx(0.95) and band.min() == pytest.approx(0.62)
+    assert {ax.get_ylim() for ax in upper} == {(0.6, 1.005)} and len({ax.get_ylim() for ax in lower}) == 1
+    assert lower[0].lines[0].get_linestyle() != upper[0].lines[0].get_linestyle()
+    assert lower[0].lines[0].get_color() == upper[0].lines[0].get_color() != upper[0].lines[1].get_color()
+    assert (lower[1].get_xlabel(), lower[2].get_xlabel()) == ("some unit", "level")
+
+
+def test_corruptions_are_legible_and_nothing_overlaps():
+    kinds = [f"kind {k}" for k in range(12)]
+    titles = {kind: f"{kind}\narea 0.938 / 0.648 / 0.750\nof ECE 0.015 / 0.276 / 0.015" for kind in kinds}
+    tables = {name: corruption_table(kinds) for name in ("resnet18_s2d", "aernet", "resnet18_googlenet_x2")}
+    figure = plots_panels.corruptions(
+        tables, titles=titles, units=dict.fromkeys(kinds, "share of the mean that is lost")
+    )
+    assert {"accuracy", "ECE", "aernet", "95 % interval", "60 %", "10 %"} <= set(texts(figure))
+    shown = [text for text in figure.findobj(Text) if text.get_text() and text.get_visible()]
+    assert min(text.get_fontsize() for text in shown) >= 9
+    figure.draw_without_rendering()
+    boxes = [ax.title.get_window_extent() for ax in figure.axes if ax.get_title()]
+    boxes += [ax.xaxis.label.get_window_extent() for ax in figure.axes if ax.get_xlabel()]
+    assert len(boxes) == 24
+    assert not [(a, b) for i, a in enumerate(boxes) for b in boxes[:i] if a.overlaps(b)]
 
 
 def test_no_text_is_smaller_than_9_points():

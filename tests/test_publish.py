@@ -98,6 +98,25 @@ def test_findings_are_sentences_with_their_numbers():
     assert "decides 90.0% of the noisy test films and is right on 97.0% [95.0%, 99.0%]" in text
 
 
+def test_the_accuracy_of_the_surest_films_is_told_where_it_was_measured():
+    assert "surest" not in publish.results(ALL), "metrics from before"
+    rows = [
+        {"protocol": protocol, "share": share, "accuracy": {"value": value, "low": 0.9, "high": 1.0, "n": 9}}
+        for protocol, share, value in (
+            ("test_noise", 0.8, 0.989),
+            ("test_noise", 0.95, 0.96),
+            ("noisy_test", 0.8, 0.91),
+        )
+    ]
+    text = publish.results(ALL | {"06": METRICS | {"coverage": rows}})
+    assert (
+        "- Right on the films that it is surest of: test + noise, denoised: 98.9% [90.0%, 100.0%] of the 80%, 96.0% "
+        "[90.0%, 100.0%] of the 95%; `noisy_test`, denoised: 91.0% [90.0%, 100.0%] of the 80%.\n"
+    ) in text
+    kept = [line for line in text.splitlines() if "surest" not in line]
+    assert kept == publish.results(ALL).splitlines(), "nothing else changes"
+
+
 def test_findings_of_the_comparison_name_the_best_the_average_and_the_verdicts():
     text = publish.results(ALL)
     assert "2 architectures under one recipe (64 pixels, 500 films), best: clean 90.0% (`cnn5`), noisy 60.0%" in text
