@@ -50,6 +50,11 @@ class Claim:
     unlike: str = ""
 
     @property
+    def area(self) -> bool:
+        """Whether it is an area under a curve, not a share of films."""
+        return self.what.endswith("AUC")
+
+    @property
     def verdict(self) -> str:
         """Reproduced, not reproduced, or not comparable and why."""
         if self.ours is None:
@@ -80,17 +85,20 @@ def table(found: list[Claim]) -> pd.DataFrame:
         {
             "report": one.report,
             "claim": one.what,
-            "reported": f"{one.reported:.1%}" + (f" of {one.films:,}" if one.films else ""),
-            "measured here": one.ours.percent() if one.ours else "",
-            "n": f"{one.ours.n:,}" if one.ours else "",
+            "reported": _shown(one, one.reported) + (f" of {one.films:,}" if one.films else ""),
+            "measured here": "" if not one.ours else one.ours.text() if one.area else one.ours.percent(),
+            "n": f"{one.ours.n:,}" if one.ours and one.ours.n > one.seeds else "",
             "seeds": str(one.seeds or ""),
             "trained": one.how,
-            "verdict": f"**{head}**{colon}{rest}",
+            "verdict": one.verdict,
         }
         for one in found
-        for head, colon, rest in [one.verdict.partition(":")]
     ]
     return pd.DataFrame(rows)
+
+
+def _shown(claim: Claim, value: float) -> str:
+    return f"{value:.3f}" if claim.area else f"{value:.1%}"
 
 
 def _report_a(figures: Path) -> Iterator[Claim]:
@@ -146,9 +154,9 @@ def _kermany(figures: Path) -> Iterator[Claim]:
         known, place = SYSTEMS[name].reported[KERMANY], figures / "systems" / KERMANY / name
         told = f"{SYSTEMS[name].title}, {known.protocol}"
         yield _trained(report, told, known.accuracy, known.n or 0, place, unlike=unlike)
-        for score in ("precision", "recall", "auc"):
-            if not isnan(getattr(known, score)):
-                yield _trained(report, f"the same, {score}", getattr(known, score), known.n or 0, place, score=score)
+        for score, title in (("precision", "precision"), ("recall", "recall"), ("auc", "AUC")):
+            if not isnan(value := getattr(known, score)):
+                yield _trained(report, f"the same, {title}", value, known.n or 0, place, score=score)
         if name in VALIDATED:
             chosen = "its epoch was chosen on these films"
             yield _trained(
