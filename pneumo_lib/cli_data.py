@@ -7,7 +7,7 @@ import typer
 
 from pneumo_lib import data, runtime
 from pneumo_lib.data import audit as audits
-from pneumo_lib.data import download, phantom
+from pneumo_lib.data import download, licences, phantom
 
 data_app = typer.Typer(no_args_is_help=True, help="Look at, check, draw or download sets of films.")
 CacheOption = Annotated[str, typer.Option("--cache", help="Where decoded films are kept between runs.")]
@@ -39,6 +39,29 @@ def audit_data(
     typer.echo(result.controls.to_string(index=False))
     result.write(out)
     typer.echo(f"written: {Path(out) / 'audit_*.csv'}")
+
+
+@data_app.command("select")
+def select_films(
+    folder: Annotated[str, typer.Argument(help="Image folder whose manifest.csv has a column 'licence'.")],
+    out: Annotated[str, typer.Argument(help="Folder to make; give it the data set's name, in another place.")],
+    licence: Annotated[
+        list[str] | None,
+        typer.Option(help="Terms to keep, any version of them where none is given; by default " + licences.SPOKEN),
+    ] = None,
+    every_split: Annotated[
+        bool, typer.Option("--every-split", help="Filter the test splits as well; by default they stay whole.")
+    ] = False,
+) -> None:
+    """Make an image folder of only those films whose licence allows what you want to do with the network.
+
+    Films of unknown licence are left out. A test split teaches the network nothing and stays as it is.
+    """
+    chosen = licences.select(
+        runtime.locate(folder), runtime.locate(out), licence or licences.FREE, every_split=every_split
+    )
+    typer.echo(chosen.table.to_string(index=False))
+    typer.echo(f"{len(chosen.folder.table):,} of {chosen.table['films'].sum():,} films in {chosen.folder.root}")
 
 
 @data_app.command("phantom")

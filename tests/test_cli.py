@@ -517,6 +517,19 @@ def test_audit_writes_what_it_prints(pneumo, few_phantoms, tmp_path, cache_dir):
     assert {path.name for path in (tmp_path / "audit").iterdir()} >= {"audit_summary.csv", "audit_controls.csv"}
 
 
+def test_select_keeps_films_of_a_licence(pneumo, film_folder, tmp_path):
+    shutil.copytree(film_folder, tmp_path / "all" / "set")
+    manifest = pd.read_csv(film_folder / "manifest.csv")
+    manifest["licence"] = ["CC BY-NC 4.0" if i % 2 else "CC BY 4.0" for i in range(len(manifest))]
+    manifest.to_csv(tmp_path / "all" / "set" / "manifest.csv", index=False)
+    ended = pneumo("data", "select", "all/set", "free/set", "--licence", "CC BY")
+    assert ended.code == 0 and re.search(r"^ *train +COVID19 +CC BY-NC 4\.0 +\d+ +0$", ended.out, re.M), ended
+    left = pd.read_csv(tmp_path / "free" / "set" / "manifest.csv")
+    assert set(left.loc[left["split"] == "train", "licence"]) == {"CC BY 4.0"}
+    assert (left["split"] == "test").sum() == (manifest["split"] == "test").sum()
+    assert "is under CC0" in pneumo("data", "select", "all/set", "none", "--licence", "CC0").fault(3)
+
+
 def test_phantom_draws_a_set(pneumo, few_phantoms, tmp_path):
     ended = pneumo("data", "phantom", "drawn", "--size", 32, "--seed", 3)
     assert ended.code == 0 and ended.out == "written: drawn\n"

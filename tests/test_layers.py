@@ -50,7 +50,7 @@ INSIDE = {
         ["folder"],
         ["mnist"],
         ["cache", "download"],
-        ["split", "audit", "explore"],
+        ["split", "audit", "explore", "licences"],
         ["duplicates"],
         ["__init__"],
     ],

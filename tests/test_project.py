@@ -74,7 +74,7 @@ def test_readme_commands_exist():
     verbs = get_command(cli.app).commands
     called = set(re.findall(r"`pneumo ([a-z]+)", (ROOT / "README.md").read_text()))
     assert called == set(verbs)
-    assert {"describe", "audit", "phantom", "download"} == set(verbs["data"].commands)
+    assert {"describe", "audit", "phantom", "select", "download"} == set(verbs["data"].commands)
 
 
 def test_readme_has_no_open_places_and_its_figures_exist():

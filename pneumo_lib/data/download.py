@@ -43,7 +43,7 @@ def fetch(name: str, *, out: str | Path, from_zip: str | Path | None = None, siz
     if out.is_dir() and any(out.iterdir()):
         return _noted(scan(out, classes=known.classes), f"{out} was there already and was left as it is.")
     try:
-        with _beside(out) as half:
+        with beside(out) as half:
             if known.medmnist:
                 return _from_arrays(known, Path(from_zip) if from_zip else None, half, out, size=size)
             return _unpack(known, Path(from_zip), half, out) if from_zip else _download(known, half, out)
@@ -52,7 +52,7 @@ def fetch(name: str, *, out: str | Path, from_zip: str | Path | None = None, siz
 
 
 @contextmanager
-def _beside(out: Path) -> Iterator[Path]:
+def beside(out: Path) -> Iterator[Path]:
     """A temporary folder on the same disk as `out`, gone afterwards whatever happens."""
     out.parent.mkdir(parents=True, exist_ok=True)
     half = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))

@@ -183,7 +183,7 @@ def _with_manifest(table: pd.DataFrame, base: Path, classes: tuple[str, ...], fo
     path = base / "manifest.csv"
     if not path.is_file():
         return table
-    manifest = _read_manifest(path)
+    manifest = read_manifest(path)
     named = manifest.reindex(table["path"])
     for column in ("group", "source"):
         if column in named:
@@ -193,7 +193,12 @@ def _with_manifest(table: pd.DataFrame, base: Path, classes: tuple[str, ...], fo
     return table
 
 
-def _read_manifest(path: Path) -> pd.DataFrame:
+def read_manifest(path: Path) -> pd.DataFrame:
+    """The texts of a manifest.csv, one row per file, indexed by its path with forward slashes.
+
+    Raises:
+        DataError: it is no CSV file, or has no column `path`.
+    """
     try:
         manifest = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
     except (ValueError, pd.errors.ParserError) as error:
