@@ -14,6 +14,7 @@ from pneumo_lib import (
     comparison,
     evaluation,
     metrics,
+    model_card,
     pipeline,
     processes,
     robustness,
@@ -143,6 +144,7 @@ def evaluate(
         if publish:
             figures = runtime.project_root() / "figures"
             processes.by_first(lambda: publishing.publish_systems(folder, done, figures))
+            processes.by_first(lambda: model_card.write(figures))
         typer.echo(table)
     if done and not (folder / "config.json").exists():
         return
@@ -156,6 +158,11 @@ def evaluate(
 def _corrupt(one: answers.Finished, cache: str) -> None:
     if not (one.folder / "model.safetensors").exists():
         typer.echo(f"{one.folder}: its weights were not kept, so it cannot be shown other films.")
+        return
+    if "root" not in one.card:
+        typer.echo(
+            f"{one.folder}: published without the folder of its films; `pneumo publish RUN --corruptions` has it."
+        )
         return
     images = comparison.reopen(one.card, cache)
     table = robustness.corrupted(one.folder, images, runs.load_model(one.folder), progress=runtime.progress)

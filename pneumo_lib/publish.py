@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import pandas as pd
 
 from pneumo_lib import answers, runs, standings
@@ -168,6 +169,15 @@ def systems_table(done: Sequence[Finished]) -> str:
     if folds and len(crossed := standings.cross_validated(folds)):
         tables.append(standings.readable(crossed))
     return "\n".join(map(markdown, tables))
+
+
+def fill(template: str, **facts: Any) -> str:
+    """A text of `report_template/` with its places filled; a place without a fact is an error of the template."""
+    loader = jinja2.FileSystemLoader(Path(__file__).parent / "report_template")
+    options = {"undefined": jinja2.StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
+    # Markdown for files in git: what stands in it comes from tables of this project, and nothing is HTML.
+    environment = jinja2.Environment(loader=loader, autoescape=False, keep_trailing_newline=True, **options)
+    return environment.get_template(template).render(**facts, markdown=markdown)
 
 
 def markdown(table: pd.DataFrame) -> str:
