@@ -142,9 +142,7 @@ def evaluate(
         table = publishing.systems_table(done)
         runs.write_text(folder / "systems.md", table)
         if publish:
-            figures = runtime.project_root() / "figures"
-            processes.by_first(lambda: publishing.publish_systems(folder, done, figures))
-            processes.by_first(lambda: model_card.write(figures))
+            processes.by_first(lambda: _publish(folder, done))
         typer.echo(table)
     if done and not (folder / "config.json").exists():
         return
@@ -153,6 +151,19 @@ def evaluate(
     protocols = pipeline.protocols(opened.config, images)
     tables = [pipeline.predict(opened, images, opened.config.denoiser, protocol) for protocol in protocols]
     typer.echo(evaluation.accuracies(pd.concat(tables)).to_string(index=False))
+
+
+def _publish(folder: Path, done: list[answers.Finished]) -> None:
+    figures = runtime.project_root() / "figures"
+    before = model_card.published(figures)
+    publishing.publish_systems(folder, done, figures)
+    for place in (place for place in before if place not in model_card.published(figures)):
+        typer.echo(
+            f"{place}: its answers are another network's now, so its weights were taken out. `pneumo publish {folder}` "
+            "puts those of the new one there.",
+            err=True,
+        )
+    model_card.write(figures)
 
 
 def _corrupt(one: answers.Finished, cache: str) -> None:

@@ -372,6 +372,19 @@ def test_a_published_network_diagnoses_without_a_run_and_has_its_card(pneumo, cl
     assert str(licensed) not in again + (clone / "figures" / "data_card.json").read_text()
 
 
+def test_answers_of_another_network_take_published_weights_out_and_say_so(pneumo, clone, system_options, cache_dir):
+    place = clone / "figures" / "systems" / "chest_xray_kermany" / "cnn3"
+    place.mkdir(parents=True)
+    (place / "model.safetensors").touch()
+    (clone / "figures" / "model_card.md").touch()
+    assert pneumo("train", "cnn3", *system_options).code == 0
+    ended = pneumo("evaluate", "run", "--cache", cache_dir, "--publish")
+    assert ended.code == 0 and "weights were taken out" in ended.err and str(place) in ended.err, ended
+    assert (place / "predictions.csv").exists() and not (place / "model.safetensors").exists()
+    assert not (clone / "figures" / "model_card.md").exists()
+    assert "taken out" not in pneumo("evaluate", "figures", "--publish").err
+
+
 def test_which_network_is_published_must_be_plain(pneumo, system_options, tmp_path):
     (tmp_path / "empty").mkdir()
     assert "`pneumo train NAME` makes one" in pneumo("publish", "empty").fault(2)
