@@ -20,11 +20,25 @@ from typing import Annotated, NoReturn
 import pandas as pd
 import typer
 
-from pneumo_lib import comparison, data, diagnosis, pipeline, processes, report, report_html, runs, runtime, systems
+from pneumo_lib import (
+    comparison,
+    data,
+    data_card,
+    diagnosis,
+    model_card,
+    pipeline,
+    processes,
+    report,
+    report_html,
+    runs,
+    runtime,
+    systems,
+)
 from pneumo_lib import config as configs
 from pneumo_lib import publish as publishing
 from pneumo_lib.cli_data import CACHE, data_app
-from pneumo_lib.cli_serve import serve
+from pneumo_lib.cli_publish import make_cards, publish_model
+from pneumo_lib.cli_serve import serve, told_default
 from pneumo_lib.cli_train import DataOption, Preset, PresetOption, SetOption, ablate, evaluate, given, train
 from pneumo_lib.decision import Diagnosis
 from pneumo_lib.errors import PneumoError, TrainingError, UsageError
@@ -40,6 +54,8 @@ app = typer.Typer(
 app.add_typer(data_app, name="data")
 for verb in (train, ablate, evaluate, serve):
     app.command()(verb)
+app.command("publish")(publish_model)
+app.command("cards")(make_cards)
 
 WORTH_COMPILING = 300  # films; to compile takes as long as they do otherwise
 NO_FILM = "refused: this does not look like a film of the kind that the model knows"
@@ -82,7 +98,10 @@ def make_report(
         force=force,
     )
     if publish:
-        publishing.publish(runs.load_run(folder), runtime.project_root() / "figures")
+        figures = runtime.project_root() / "figures"
+        publishing.publish(runs.load_run(folder), figures)
+        data_card.write(figures)
+        model_card.write(figures)
     typer.echo(f"report: {made.html}")
 
 
@@ -108,7 +127,7 @@ def _header(config: configs.Config, images: data.ImageSet, lang: Language) -> re
 @app.command()
 def diagnose(
     path: Annotated[str, typer.Argument(help="A JPEG, PNG or DICOM file, or a folder of them.")],
-    run: Annotated[str, typer.Option("--run", help="Run folder of the model.")] = "runs/demo",
+    run: Annotated[str, typer.Option("--run", help="Run folder of the model; by default the published one.")] = "",
     model: Annotated[str, typer.Option(help="Model of that run; by default the one it settled on.")] = "",
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per line.")] = False,
     csv_out: Annotated[str, typer.Option("--csv", metavar="OUT", help="Write a CSV file instead of printing.")] = "",
@@ -119,7 +138,7 @@ def diagnose(
     """
     films = diagnosis.list_films(path)
     processes.agree("lists of files", "\0".join(map(str, films)))
-    diagnoser = diagnosis.Diagnoser.load(run, model)
+    diagnoser = diagnosis.Diagnoser.load(run or told_default(), model)
     if len(films) >= WORTH_COMPILING * processes.count():
         diagnoser.compile()
     answers = processes.stream(

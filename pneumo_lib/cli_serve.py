@@ -4,14 +4,20 @@ import logging
 import os
 import sys
 import warnings
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from pneumo_lib import runtime
+from pneumo_lib import diagnosis, processes
 from pneumo_lib.diagnosis import DISCLAIMER
 from pneumo_lib.service import server
 from pneumo_lib.service.settings import settings as settle
+
+MEANT = {
+    diagnosis.PUBLISHED: "figures, the published model; figures/model_card.md says what it is and what it is not",
+    diagnosis.DEMO: "demo, the model of `make report`, made on drawings",
+}
 
 
 def serve(
@@ -31,13 +37,12 @@ def serve(
         bool, typer.Option("--upgrade", help="Bring the history's tables to this version first.")
     ] = False,
 ) -> None:
-    """Serve the diagnosis of films, as pages and as an API, until Ctrl-C; without --run with the demo model."""
+    """Serve the diagnosis of films, as pages and as an API, until Ctrl-C.
+
+    Without --run with the published model, or where there is none with the demo's.
+    """
     chosen = settle(host=host, proxy=proxy, history=history, token=token)
-    if not run:
-        typer.echo(
-            f"no --run given: {runtime.locate(server.DEMO).name}, the model of `make report`, made on drawings.",
-            err=True,
-        )
+    folders = run or [str(told_default())]
 
     def announce(address: str) -> None:
         typer.echo(f"serving on {address}  (stop with Ctrl-C)")
@@ -48,10 +53,18 @@ def serve(
         typer.echo(DISCLAIMER, err=True)
 
     _hush()
-    server.serve(run or [], chosen, host=host, port=port, proxy=proxy, upgrade=upgrade, announce=announce)
+    server.serve(folders, chosen, host=host, port=port, proxy=proxy, upgrade=upgrade, announce=announce)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)  # all is closed; to take torch apart would cost a busy machine seconds that SIGTERM does not leave
+
+
+def told_default() -> Path:
+    """The run folder where no --run is given; standard error says which and what was trained there."""
+    folder = diagnosis.default_run()
+    if processes.first():
+        typer.echo(f"no --run given: {MEANT[folder]}.", err=True)
+    return folder
 
 
 def _hush() -> None:

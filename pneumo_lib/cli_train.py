@@ -15,6 +15,7 @@ from pneumo_lib import (
     comparison,
     evaluation,
     metrics,
+    model_card,
     pipeline,
     processes,
     robustness,
@@ -148,8 +149,7 @@ def evaluate(
         table = publishing.systems_table(done)
         runs.write_text(folder / "systems.md", table)
         if publish:
-            figures = runtime.project_root() / "figures"
-            processes.by_first(lambda: publishing.publish_systems(folder, done, figures))
+            processes.by_first(lambda: _publish(folder, done))
         typer.echo(table)
     if done and not (folder / "config.json").exists():
         return
@@ -160,9 +160,27 @@ def evaluate(
     typer.echo(evaluation.accuracies(pd.concat(tables)).to_string(index=False))
 
 
+def _publish(folder: Path, done: list[answers.Finished]) -> None:
+    figures = runtime.project_root() / "figures"
+    before = model_card.published(figures)
+    publishing.publish_systems(folder, done, figures)
+    for place in (place for place in before if place not in model_card.published(figures)):
+        typer.echo(
+            f"{place}: its answers are another network's now, so its weights were taken out. `pneumo publish {folder}` "
+            "puts those of the new one there.",
+            err=True,
+        )
+    model_card.write(figures)
+
+
 def _corrupt(one: answers.Finished, cache: str) -> None:
     if not (one.folder / "model.safetensors").exists():
         typer.echo(f"{one.folder}: its weights were not kept, so it cannot be shown other films.")
+        return
+    if "root" not in one.card:
+        typer.echo(
+            f"{one.folder}: published without the folder of its films; `pneumo publish RUN --corruptions` has it."
+        )
         return
     images = comparison.reopen(one.card, cache)
     table = robustness.corrupted(one.folder, images, runs.load_model(one.folder), progress=runtime.progress)

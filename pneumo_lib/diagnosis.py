@@ -21,6 +21,7 @@ from pneumo_lib.decision import Answer, Decision, Diagnosis, Likeness, decide
 from pneumo_lib.engine import Engine
 from pneumo_lib.errors import DataError, ImageError, UsageError
 
+PUBLISHED, DEMO = Path("figures"), Path("runs", "demo")
 DISCLAIMER = "Research and teaching only, not a medical device."
 HANDLINGS = ("none", "denoise")
 # Kernels differ with the size of a batch and the engine in the last bits of float32. Answers are rounded, and whatever
@@ -217,6 +218,11 @@ def list_models(run: str | Path) -> list[str]:
     # A half of a pair is listed, so that loading it says what is missing; a system without weights was only tested.
     found = [*path.glob("classifier/*/model.*"), *path.glob("systems/*/*/model.safetensors")]
     return sorted({file.parent.relative_to(path).as_posix() for file in found})
+
+
+def default_run() -> Path:
+    """The folder to take where nobody names one: the published networks if there are any, else the demo's."""
+    return PUBLISHED if list_models(PUBLISHED) else DEMO
 
 
 def _check_classes(saved: runs.SavedModel, side: int) -> None:

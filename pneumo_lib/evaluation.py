@@ -76,6 +76,12 @@ def fit_check(
     return novelty.fit(looks[0], labels[0], looks[1], labels[1], n_classes)
 
 
+def refused(check: novelty.Check, model: nn.Module, films: Films, view: View) -> np.ndarray:
+    """(N,) bool: the films that a classifier's check takes for other pictures."""
+    scores, _ = check(_look(novelty.Tap(copy.deepcopy(model)), films, view, None))
+    return scores.round(2) > 1  # as `diagnosis` rounds and `decision` judges them
+
+
 def store_check(folder: Path, check: novelty.Check) -> dict[str, str]:
     """Keep a check beside its classifier; gives what the classifier's card says of it."""
     runs.save_weights(folder / CHECK, check.tensors())

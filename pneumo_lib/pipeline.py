@@ -164,6 +164,16 @@ def view(config: Config) -> evaluation.View:
     return evaluation.View(config.noise_kind, config.sigma, config.seed)
 
 
+def shown(protocol: Protocol, card: dict[str, Any]) -> evaluation.View:
+    """How films reach the network of a card under a protocol."""
+    return evaluation.View(protocol.kind or card["noise"]["kind"], protocol.strength, card["seed"])
+
+
+def views(card: dict[str, Any]) -> list[evaluation.View]:
+    """How films reach the network of a card under all of its protocols, each way once."""
+    return list(dict.fromkeys(shown(Protocol(**one), card) for one in card["protocols"]))
+
+
 def protocols(config: Config, images: ImageSet) -> list[Protocol]:
     """The source's two protocols and the clean one it never measured; noisy_test only where the set has that folder."""
     found = [

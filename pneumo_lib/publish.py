@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import pandas as pd
 
 from pneumo_lib import answers, arms, claims, evidence, robustness, runs, standings
@@ -206,6 +207,15 @@ def publish_evidence(target: Path) -> None:
     """Write `evidence_texts` beside the answers they come from."""
     for name, text in evidence_texts(target).items():
         runs.write_text(target / name, text)
+
+
+def fill(template: str, **facts: Any) -> str:
+    """A text of `report_template/` with its places filled; a place without a fact is an error of the template."""
+    loader = jinja2.FileSystemLoader(Path(__file__).parent / "report_template")
+    options = {"undefined": jinja2.StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
+    # Markdown for files in git: what stands in it comes from tables of this project, and nothing is HTML.
+    environment = jinja2.Environment(loader=loader, autoescape=False, keep_trailing_newline=True, **options)
+    return environment.get_template(template).render(**facts, markdown=markdown)
 
 
 def markdown(table: pd.DataFrame) -> str:

@@ -148,7 +148,9 @@ def learn(trial: Trial, *, keep: bool = True) -> runs.SavedModel:
         (trial.folder / PREDICTIONS).unlink(missing_ok=True)  # answers of another network, whose weights were forgotten
     saved = runs.SavedModel(fitted.model, _card(trial, task, fitted) | {"decision": decision})
     if keep:
-        check = evaluation.fit_check(fitted.model, task.train, task.val, [trial.view], denoiser=trial.denoiser)
+        check = evaluation.fit_check(
+            fitted.model, task.train, task.val, pipeline.views(saved.card), denoiser=trial.denoiser
+        )
         saved.card["novelty"] = evaluation.store_check(trial.folder, check)
         runs.save_model(trial.folder, saved.model, saved.card)
     else:
@@ -242,8 +244,7 @@ def say(
     """What a network says of the films of one protocol: a row per film, as in `Finished.predictions`."""
     card, classes = saved.card, np.array(saved.card["classes"])
     films = pipeline.films(images, protocol.split).draw(card["scale"]["test_images"], seed=card["seed"])
-    seen = evaluation.View(protocol.kind or card["noise"]["kind"], protocol.strength, card["seed"])
-    logits = evaluation.classify(saved.model, films, seen, denoiser=denoiser)
+    logits = evaluation.classify(saved.model, films, pipeline.shown(protocol, card), denoiser=denoiser)
     probabilities = calibration.softmax(logits, card["decision"]["temperature"])
     facts = {"path": films.keys, "split": protocol.split, "protocol": protocol.name, "system": card["system"]}
     answers = {"label": classes[films.labels], "predicted": classes[decided(probabilities, card)]}

@@ -342,6 +342,67 @@ def test_evaluate_shows_systems_corrupted_films_if_asked_and_says_where_it_canno
     assert protocols.unique().tolist() == ["test_noise", "clean"], "a system for noisy films is tested both ways"
 
 
+@pytest.fixture
+def licensed(two_classes, tmp_path) -> Path:
+    """The films of two classes in another place, with a manifest that says they are free."""
+    root = tmp_path / "elsewhere" / "chest_xray_kermany"
+    shutil.copytree(two_classes, root)
+    paths = sorted(path.relative_to(root).as_posix() for path in root.rglob("*.png"))
+    pd.DataFrame({"path": paths, "licence": "CC BY 4.0"}).to_csv(root / "manifest.csv", index=False)
+    return root
+
+
+def test_a_published_network_diagnoses_without_a_run_and_has_its_card(pneumo, clone, system_options, licensed):
+    name = "systems/chest_xray_kermany/resnet18_s2d"
+    assert pneumo("train", "resnet18_s2d", *system_options).code == 0
+    cache = ["--cache", clone / "cache"]
+    assert "no manifest.csv" in pneumo("publish", "run", *cache).fault(3)
+    ended = pneumo("publish", "run", "--data", licensed, "--corruptions", *cache)
+    assert ended.code == 0 and f"figures/{name}: 3." in ended.out and "rounding turned" in ended.out, ended
+    assert "model_card.md" in ended.out and (clone / "figures" / name / robustness.CORRUPTIONS).exists()
+    shutil.rmtree(clone / "run")
+    ended = pneumo("diagnose", next(licensed.rglob("test/NORMAL/*.png")), "--json")
+    assert ended.code == 0 and json.loads(ended.out)["status"] in ("ok", "undecided", "refused")
+    assert ended.err.startswith("no --run given: figures, the published model")
+    assert "published without the folder" in pneumo("evaluate", "figures", "--corruptions", *cache).out
+    card = (clone / "figures" / "model_card.md").read_text()
+    assert pneumo("cards", "--data", licensed).out.splitlines() == [
+        f"written: {clone / 'figures' / file}" for file in ("data_card.md", "model_card.md")
+    ]
+    again = (clone / "figures" / "model_card.md").read_text()
+    assert again == card.replace(
+        "they are not quite unseen.", "they are not quite unseen. `data_card.md` describes the whole set."
+    )
+    assert str(licensed) not in again + (clone / "figures" / "data_card.json").read_text()
+
+
+def test_answers_of_another_network_take_published_weights_out_and_say_so(pneumo, clone, system_options, cache_dir):
+    place = clone / "figures" / "systems" / "chest_xray_kermany" / "cnn3"
+    place.mkdir(parents=True)
+    (place / "model.safetensors").touch()
+    (clone / "figures" / "model_card.md").touch()
+    assert pneumo("train", "cnn3", *system_options).code == 0
+    ended = pneumo("evaluate", "run", "--cache", cache_dir, "--publish")
+    assert ended.code == 0 and "weights were taken out" in ended.err and str(place) in ended.err, ended
+    assert (place / "predictions.csv").exists() and not (place / "model.safetensors").exists()
+    assert not (clone / "figures" / "model_card.md").exists()
+    assert "taken out" not in pneumo("evaluate", "figures", "--publish").err
+
+
+def test_which_network_is_published_must_be_plain(pneumo, system_options, tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert "`pneumo train NAME` makes one" in pneumo("publish", "empty").fault(2)
+    for name in ("cnn3", "cnn5"):
+        assert pneumo("train", name, *system_options).code == 0
+    both = "systems/chest_xray_kermany/cnn3, systems/chest_xray_kermany/cnn5"
+    assert f"choose one with --model: {both}" in pneumo("publish", "run").fault(2)
+    assert "no system 'cnn3'" in pneumo("publish", "run", "--model", "cnn3").fault(2)
+
+
+def test_cards_without_anything_published_say_so(pneumo, clone):
+    assert "--data FOLDER" in pneumo("cards").fault(3)
+
+
 def test_a_system_in_a_folder_of_another_recipe_ends_with_4(pneumo, system_options):
     assert pneumo("train", "cnn3", *system_options).code == 0
     message = pneumo("train", "cnn3", *system_options, "-p", "seed=1").fault_after_notes(4)

@@ -39,9 +39,11 @@ LAYERS = [
     ["report_chapter"],
     ["report_html"],
     ["report", "publish"],
+    ["data_card", "release"],
+    ["model_card"],
     ["service"],
     ["cli_data", "cli_serve"],
-    ["cli_train"],
+    ["cli_train", "cli_publish"],
     ["cli"],
     ["__main__"],
 ]
@@ -53,7 +55,7 @@ INSIDE = {
         ["mnist"],
         ["cache", "download"],
         ["split", "audit", "explore", "licences"],
-        ["duplicates"],
+        ["duplicates", "inventory"],
         ["__init__"],
     ],
     "models": [

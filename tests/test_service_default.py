@@ -1,4 +1,4 @@
-"""`pneumo serve` without --run: the model of `make report`, named as what it is."""
+"""`pneumo serve` without --run: the published model, else that of `make report`, each named as what it is."""
 
 import json
 import os
@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from pneumo_lib import cli_serve
+from pneumo_lib import cli_serve, runtime
 from pneumo_lib.service import server
-from pneumo_lib.service.settings import Settings
 
 SAID = "no --run given: demo, the model of `make report`, made on drawings."
+PUBLISHED = "no --run given: figures, the published model; figures/model_card.md says what it is and what it is not."
 
 
 @pytest.fixture
@@ -31,33 +31,31 @@ def clone(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize(("given", "folders"), [(None, []), (["runs/mine"], ["runs/mine"])])
-def test_only_who_names_no_run_is_told_of_the_demo(clone, monkeypatch, capsys, given, folders):
+@pytest.mark.parametrize(
+    ("given", "weights", "folders", "said"),
+    [
+        (None, False, ["runs/demo"], f"{SAID}\n"),
+        (None, True, ["figures"], f"{PUBLISHED}\n"),
+        (["runs/mine"], True, ["runs/mine"], ""),
+    ],
+)
+def test_only_who_names_no_run_is_told_what_is_taken(clone, monkeypatch, capsys, given, weights, folders, said):
     asked = []
+    if weights:
+        (clone / "figures" / "systems" / "films" / "cnn3").mkdir(parents=True)
+        (clone / "figures" / "systems" / "films" / "cnn3" / "model.safetensors").touch()
     monkeypatch.setattr(server, "serve", lambda folders, *_, **options: asked.append((folders, options["port"])))
     monkeypatch.setattr(cli_serve, "_hush", lambda: None)
     monkeypatch.setattr(cli_serve.os, "_exit", asked.append)
     cli_serve.serve(run=given, host="127.0.0.1", port=8000, history="", token="", proxy=False, upgrade=False)
     assert asked == [(folders, 8000), 0]
-    assert capsys.readouterr().err == ("" if given else f"{SAID}\n")
+    assert capsys.readouterr().err == said
 
 
-def test_without_folders_the_demo_is_opened_wherever_in_the_project_one_stands(clone, monkeypatch):
-    class Stop(Exception):
-        pass
-
-    def opened(folders, settings, **_):
-        asked.extend(folders)
-        raise Stop
-
-    asked = []
-    monkeypatch.setattr(server, "open_clinic", opened)
-    with pytest.raises(Stop):
-        server.serve([], Settings(history="sqlite:///unused"), host="127.0.0.1", port=0)
-    assert asked == ["runs/demo"]
+def test_the_demo_is_found_wherever_in_the_project_one_stands(clone, monkeypatch):
     (clone / "notebooks" / "deep").mkdir()
     monkeypatch.chdir(clone / "notebooks" / "deep")
-    assert server.runtime.locate(asked[0]) == clone / "runs" / "demo"
+    assert runtime.locate(cli_serve.told_default()) == clone / "runs" / "demo"
 
 
 @pytest.mark.slow

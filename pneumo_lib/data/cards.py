@@ -206,6 +206,12 @@ def card(name: str) -> DataCard:
     raise UsageError(f"There is no data set named {name!r}; known are {', '.join(CARDS)}.{hint}")
 
 
+def card_for(folder_name: str) -> DataCard | None:
+    """The card whose name a folder's name, or a longer name of some part of its films, begins with; None without."""
+    fitting = [name for name in CARDS if folder_name.startswith(name)]
+    return CARDS[max(fitting, key=len)] if fitting else None
+
+
 def class_of(folder_name: str, classes: Sequence[str] = CLASSES) -> str | None:
     """The class that a folder name means, or None: ``Viral Pneumonia`` -> ``PNEUMONIA``.
 

@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
     from wsgiref.types import WSGIApplication
 
 logger = logging.getLogger(__name__)
-DEMO = Path("runs", "demo")
 DRAIN_SECONDS = 9.0  # of the 10 that whoever stops the service gives it
 THREADS = 24  # requests at a time: they wait for the queue, not for a core
 POLL_SECONDS = 0.2
@@ -46,7 +44,7 @@ def serve(
     """Serve until SIGTERM or Ctrl-C, then finish what is in work.
 
     Args:
-        folders: run folders; without any, the demo model.
+        folders: run folders.
         proxy: believe the X-Forwarded headers of one reverse proxy.
         upgrade: bring the history's tables to this version first.
         announce: told the address once the service can be reached.
@@ -57,7 +55,7 @@ def serve(
     """
     bound = _bind(host, port)
     runtime.keep_memory()
-    clinic = open_clinic(folders or [str(DEMO)], settings, upgrade=upgrade)
+    clinic = open_clinic(folders, settings, upgrade=upgrade)
     app = create_app(clinic)
     wsgi = ProxyFix(app, x_for=1, x_proto=1, x_host=1, x_prefix=1) if proxy else app
     server = _listen(wsgi, bound, settings.request_bytes)
