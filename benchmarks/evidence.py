@@ -98,7 +98,7 @@ def decode(given: Given) -> None:
 
 def licensed(given: Given) -> config.Config:
     """The full preset on the films of `pneumo data select`."""
-    return replace(given.config(), data_dir=str(given.images / "cc_by" / COVID))
+    return replace(given.config(), data_dir=str(given.images / "chest_xray_covid_free"))
 
 
 def two_stages(given: Given, denoiser: str, epochs: tuple[int, int] = (0, 0)) -> None:

@@ -14,12 +14,13 @@ import torch.nn.functional as F
 from tiny import Stop, Tampered, curve, films, network, same_weights, stop_in_epoch, task
 from torch import Generator, nn
 
-from pneumo_lib import evaluation, models, noise, training, training_machinery
+from pneumo_lib import augmentation, evaluation, models, noise, training, training_machinery
 from pneumo_lib.errors import TrainingError
 from pneumo_lib.recipe import Augmentation, Recipe
 from pneumo_lib.runs import read_weights
 from pneumo_lib.steps import ClassificationStep, Corruption, DenoisingStep, Films, Outcome
 from pneumo_lib.training import Task, checkpoint, fit
+from pneumo_lib.training_machinery import running_mean
 
 QUIET = Corruption(strength=0.0)
 EVERYTHING = Augmentation(
@@ -612,6 +613,52 @@ def test_bf16_and_float32_follow_each_other_in_one_process(tmp_path):
     assert losses[0] == pytest.approx(losses[1], rel=0.05)
 
 
+def test_films_are_blended_before_the_noise_and_their_labels_alike(tmp_path, monkeypatch):
+    seen = []
+
+    def step(model, clean, noisy, targets):
+        seen.append((clean, noisy, targets))
+        return ClassificationStep()(model, clean, noisy, targets)
+
+    job = task(step, epochs=1, mixup=1.0, n=10, corruption=Corruption(strength=0.0))
+    fit(network(), job, tmp_path)
+    for clean, noisy, targets in seen[:2]:  # the training's; validation comes after
+        assert targets.shape == (5, 3) and torch.allclose(targets.sum(dim=1), torch.ones(5))
+        assert torch.equal(clean, noisy)
+        assert torch.equal(targets[2], targets[2].round())  # the middle one meets itself
+        kept = targets.max(dim=1).values
+        assert (kept[:2] < 1).any() or torch.equal(targets, targets.round())
+    assert all(targets.dim() == 1 for *_, targets in seen[2:])
+
+
+def test_a_blend_keeps_its_share_of_film_and_label():
+    films, labels = torch.rand(4, 1, 8, 8), torch.tensor([0, 1, 2, 2])
+    mixed, shares = augmentation.mix(films, labels, 3, kept=0.75)
+    torch.testing.assert_close(mixed[0], 0.75 * films[0] + 0.25 * films[3])
+    torch.testing.assert_close(shares[0], torch.tensor([0.75, 0.0, 0.25]))
+    torch.testing.assert_close(shares[1], torch.tensor([0.0, 0.75, 0.25]))
+
+
+def test_the_running_mean_is_what_is_kept(tmp_path):
+    plain, mean = (fit(network(), task(epochs=2, keep="last", ema=ema), tmp_path / str(ema)) for ema in (0.0, 0.9))
+    first, last = network().state_dict(), plain.model.state_dict()
+    kept = mean.model.state_dict()
+    assert plain.history["train_loss"].tolist() == mean.history["train_loss"].tolist()  # training itself stays as it is
+    assert plain.history["val_loss"].tolist() != mean.history["val_loss"].tolist()
+    name = "features.0.weight" if "features.0.weight" in kept else next(iter(kept))
+    between = (kept[name] - first[name]).norm() / (last[name] - first[name]).norm()
+    assert 0.1 < between < 1.0
+
+
+def test_the_running_mean_follows_at_once_and_slowly_later():
+    update, means, values = running_mean(0.99), [torch.zeros(1), torch.tensor(0)], [torch.ones(1), torch.tensor(7)]
+    update(means, values, torch.tensor(1))
+    assert means[0].item() == pytest.approx(9 / 11) and means[1].item() == 7  # counters are copied
+    means = [torch.zeros(1)]
+    update(means, values[:1], torch.tensor(5000))
+    assert means[0].item() == pytest.approx(0.01)
+
+
 # interruptions
 
 
@@ -640,10 +687,12 @@ def with_state_of_its_own() -> nn.Module:
 
 
 @pytest.mark.parametrize("epoch", [1, 3])
-@pytest.mark.parametrize("imbalance", ["weighted", "balanced"])
-def test_an_augmented_training_goes_on_to_the_same_weights(tmp_path, imbalance, epoch):
+@pytest.mark.parametrize(
+    "given", [{"imbalance": "weighted"}, {"imbalance": "balanced"}, {"mixup": 0.4, "ema": 0.9}], ids=str
+)
+def test_an_augmented_training_goes_on_to_the_same_weights(tmp_path, given, epoch):
     options = {"optimizer": "adamw", "weight_decay": 0.1, "patience": 5, "keep": "score", "schedule": "cosine"}
-    job = task(epochs=4, imbalance=imbalance, augmentation=EVERYTHING, **options)
+    job = task(epochs=4, augmentation=EVERYTHING, **options, **given)
     whole = fit(with_state_of_its_own(), job, tmp_path / "whole")
     with pytest.raises(Stop):
         fit(with_state_of_its_own(), stop_in_epoch(job, epoch), tmp_path / "stopped")

@@ -1,0 +1,192 @@
+"""Systems over seeds, variants of a recipe, claims and arms: counted by hand on a few films, and on what is published."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from pneumo_lib import answers, arms, claims, evidence, metrics, publish
+from pneumo_lib.claims import Claim
+from pneumo_lib.errors import DataError
+from pneumo_lib.metrics import Estimate
+
+ROOT = Path(__file__).resolve().parent.parent
+FIGURES = ROOT / "figures"
+CLASSES = ("COVID19", "NORMAL", "PNEUMONIA")
+PATHS = [f"test/{name}/{k}.jpg" for name in CLASSES for k in range(4)]
+LABELS = np.repeat(np.arange(3), 4)
+NO_COPIES = pd.DataFrame(columns=["path_a", "split_a", "path_b", "split_b"], dtype=str)
+
+
+def said(wrong: list[int], sure: float = 0.8, protocol: str = "clean") -> pd.DataFrame:
+    """Answers to the twelve films; those at `wrong` get the next class."""
+    answer = LABELS.copy()
+    answer[wrong] = (answer[wrong] + 1) % 3
+    prob = np.full((12, 3), (1 - sure) / 2)
+    prob[np.arange(12), answer] = sure
+    names = np.array(CLASSES)
+    facts = {"path": PATHS, "split": "test", "protocol": protocol, "system": "x"}
+    facts |= {"label": names[LABELS], "predicted": names[answer]}
+    return pd.DataFrame(facts | {f"p_{name}": prob[:, k] for k, name in enumerate(CLASSES)})
+
+
+@pytest.fixture
+def published(tmp_path) -> Path:
+    """Two systems over two seeds: one with one and three errors, the other with five and five."""
+    for name, wrong in {"good": ([0], [0, 1, 4]), "bad": ([0, 1, 2, 3, 4], [4, 5, 6, 7, 8])}.items():
+        for seed, films in enumerate(wrong):
+            place = tmp_path / evidence.SEEDS / name / f"seed_{seed}"
+            place.mkdir(parents=True)
+            said(films).to_csv(place / answers.PREDICTIONS, index=False)
+            said(films, sure=0.5, protocol="val_0").to_csv(place / evidence.VALIDATION, index=False)
+            (place / "model.json").write_text(json.dumps({"seed": seed, "system": name}))
+    return tmp_path
+
+
+def test_a_system_is_told_by_the_mean_of_its_seeds_and_their_range(published):
+    table = evidence.over_seeds(evidence.repeated(published), NO_COPIES).set_index("system")
+    good = table.loc["good"]
+    assert good["seeds"] == 2 and good["accuracy"].value == pytest.approx(10 / 12) and good["accuracy"].n == 12
+    assert (good["lowest"], good["highest"]) == (pytest.approx(9 / 12), pytest.approx(11 / 12))
+    assert good["recall"] == {"COVID19": 5 / 8, "NORMAL": 7 / 8, "PNEUMONIA": 1.0}
+    interval = metrics.wilson(10, 12)
+    assert (good["accuracy"].low, good["accuracy"].high) == (interval.low, interval.high)
+    assert "83.3 % [55.2, 95.3]" in " ".join(evidence.readable(table.reset_index()).astype(str).to_numpy().ravel())
+
+
+def test_films_with_a_copy_in_training_are_counted_apart(published):
+    pairs = pd.DataFrame({"path_a": ["train/a.jpg"], "split_a": ["train"], "path_b": [PATHS[0]], "split_b": ["test"]})
+    table = evidence.over_seeds(evidence.repeated(published), pairs).set_index("system")
+    alone = table.loc["good", "distinct"]
+    assert alone.n == 11 and alone.value == pytest.approx((11 + 9) / 22)  # film 0 is wrong under both seeds
+
+
+def test_the_mean_of_the_seeds_decides_by_their_probabilities(published):
+    said_by_all = evidence.repeated(published)
+    mean = evidence.averaged(said_by_all)
+    good = mean[mean["system"] == "good"].set_index("path")
+    assert len(good) == 12
+    assert good.loc[PATHS[0], "predicted"] == "NORMAL"  # both seeds say so
+    assert good.loc[PATHS[1], "p_COVID19"] == pytest.approx((0.8 + 0.1) / 2)
+    rows = evidence.over_seeds(said_by_all, NO_COPIES).set_index("system")
+    assert rows.loc["bad", "averaged"].value == pytest.approx((good_of(mean, "bad")).mean())
+
+
+def good_of(mean: pd.DataFrame, system: str) -> pd.Series:
+    part = mean[mean["system"] == system]
+    return part["label"] == part["predicted"]
+
+
+def test_two_systems_are_paired_seed_by_seed(published):
+    table = evidence.paired(evidence.repeated(published), "good", "bad").set_index("seed")
+    assert set(table.index) == {0, 1, evidence.MEAN}
+    assert (table.loc[0, "only_first"], table.loc[0, "only_second"]) == (4, 0)
+    assert table.loc[0, "p"] == pytest.approx(2 * 0.5**4) and table.loc[0, "difference"].value == pytest.approx(4 / 12)
+    assert (table.loc[1, "only_first"], table.loc[1, "only_second"]) == (4, 2)  # 5, 6, 7, 8 against 0, 1
+
+
+def test_variants_are_held_against_each_other_on_validation(published):
+    table = evidence.ablation(evidence.repeated(published, evidence.VALIDATION), ["good", "bad"]).set_index("system")
+    assert table.loc["good", "accuracy"] == pytest.approx(20 / 24) and table.loc["good", "seeds"] == 2
+    loss = -(20 * np.log(0.5) + 4 * np.log(0.25)) / 24
+    assert table.loc["good", "loss"] == pytest.approx(loss) and table.loc["bad", "loss"] > loss
+
+
+def test_a_folder_without_seeds_says_what_makes_them(tmp_path):
+    with pytest.raises(DataError, match=r"seeds holds no SYSTEM/seed_K/predictions.csv.*evidence.py"):
+        evidence.repeated(tmp_path)
+
+
+# ---- claims ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("reported", "shorter", "unlike", "verdict"),
+    [
+        (0.90, False, "", "reproduced"),
+        (0.90, True, "", "reproduced, with less training"),
+        (0.97, False, "", "not reproduced"),
+        (0.97, True, "", "not comparable: ours was trained for less"),
+        (0.80, True, "", "exceeded"),
+        (0.90, False, "16 films", "not comparable: 16 films"),
+    ],
+)
+def test_a_verdict_follows_from_the_interval(reported, shorter, unlike, verdict):
+    ours = Estimate(0.90, 0.88, 0.92, 1000)
+    assert Claim("A", "accuracy", reported, 0, ours, 1, "how", shorter, unlike).verdict == verdict
+
+
+def test_what_was_not_measured_is_said():
+    one = Claim("B", "accuracy", 0.9, 0, None, 0, "", True)
+    assert one.verdict == "not measured" and claims.table([one])["measured here"].item() == ""
+
+
+def test_every_reported_accuracy_has_its_row():
+    found = claims.claims(FIGURES, json.loads((FIGURES / "metrics.json").read_text()))
+    reported = {round(one.reported, 4) for one in found}
+    accuracies = {0.9457, 0.9697, 0.953, 0.972, 0.969, 0.852, 0.893, 0.915, 0.932, 0.941, 0.961, 0.97, 0.875, 0.9375}
+    assert accuracies <= reported and round(505 / 594, 4) in reported
+    assert [one.report for one in found] == sorted(one.report for one in found)
+
+
+# ---- arms ------------------------------------------------------------------------------------------------------------
+
+
+def arm_table(wrong: int) -> pd.DataFrame:
+    """What a network said at two levels: all right without noise, so many of 40 wrong with it."""
+    labels = np.zeros(40, int)
+    noisy = np.where(np.arange(40) < wrong, 1, 0)
+    paths = [f"test/A/{k}.png" for k in range(40)]
+    return pd.DataFrame({"path": paths, "label": labels, "gaussian 0": labels, "gaussian 0.5": noisy})
+
+
+def test_arms_are_scored_and_paired_over_their_seeds(tmp_path):
+    for arm, wrong in {"unprepared": (30, 20), "noisy": (12, 14), "denoised": (1, 2)}.items():
+        for seed, n in enumerate(wrong):
+            place = tmp_path / arms.FOLDER / "cnn2" / f"{arm}_seed_{seed}.csv"
+            place.parent.mkdir(parents=True, exist_ok=True)
+            arm_table(n).to_csv(place, index=False)
+    found = arms.read(tmp_path)
+    table = arms.scores(found)
+    mean = table[(table["arm"] == "unprepared") & (table["level"] == 0.5)]["accuracy"].mean()
+    assert mean == pytest.approx(1 - 25 / 40)
+    shown = arms.readable(table).set_index("arm")
+    assert shown.loc["unprepared", "0.5"] == "37.5%" and shown.loc["clean", "0"] == "100.0%"
+    assert shown.loc["clean", "0.5"] == "" and list(shown.index) == ["clean", "unprepared", "denoised", "noisy"]
+    tests = arms.paired(found).set_index("level")
+    assert tests.loc[0.5, "difference"] == pytest.approx((11 + 12) / 80) and tests.loc[0.5, "better"]
+    assert tests.loc[0.5, "p"] == pytest.approx(2 * 0.5**11)  # of the seed that says it less surely
+    assert not tests.loc[0.0, "better"] and not tests.loc[0.0, "worse"]
+    assert "`cnn2` it helps at gaussian 0.5;" in arms.verdict(arms.paired(found))
+    assert "hurts at gaussian 0.5" in arms.verdict(arms.paired(found, "noisy", "denoised"))
+
+
+def test_a_gain_that_one_seed_alone_shows_is_none(tmp_path):
+    found = {("cnn2", "noisy", 0): arm_table(12), ("cnn2", "denoised", 0): arm_table(1)}
+    found |= {("cnn2", "noisy", 1): arm_table(5), ("cnn2", "denoised", 1): arm_table(5)}
+    found = {key: table.set_index("path") for key, table in found.items()}
+    assert "makes no difference that every seed confirms" in arms.verdict(arms.paired(found))
+
+
+def test_a_folder_without_arms_says_what_makes_them(tmp_path):
+    with pytest.raises(DataError, match=r"arms holds no NETWORK/ARM_seed_K.csv"):
+        arms.read(tmp_path)
+
+
+# ---- what is published -----------------------------------------------------------------------------------------------
+
+
+def test_the_published_texts_follow_from_the_published_answers():
+    for name, text in publish.evidence_texts(FIGURES).items():
+        assert (FIGURES / name).read_text() == text, f"{name} is old: run benchmarks/evidence.py --publish figures"
+
+
+@pytest.mark.parametrize("name", ["evidence.md", "claims.md"])
+@pytest.mark.parametrize("readme", ["README.md"])
+def test_the_readme_holds_them(name, readme):
+    lines = (FIGURES / name).read_text().splitlines()
+    text = (ROOT / readme).read_text()
+    missing = [line for line in lines if line and line not in text]
+    assert not missing, f"{readme} lacks lines of figures/{name}: {missing[:3]}"
