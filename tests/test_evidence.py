@@ -1,4 +1,4 @@
-"""Systems over seeds, variants of a recipe, claims and arms: counted by hand on a few films, and on what is published."""
+"""Systems over seeds, variants of a recipe, claims and arms: counted by hand on a few films, then as published."""
 
 import json
 from pathlib import Path
