@@ -157,7 +157,7 @@ def recognise(given: Given, variant: str) -> None:
     """Our network for noisy films under a variant of its recipe."""
     system = replace(OURS, recipe=replace(OURS.recipe, **VARIANTS.get(variant, {})))
     system = replace(system, arguments=WIDE if variant == "twice as wide" else {})
-    settings, options = given.config(), {"folder": given.place}
+    settings, options = given.config(), {} if variant == "CC BY" else {"folder": given.place}
     if variant == "behind the large U-Net":
         options["denoiser"] = runs.load_model(given.beside("large U-Net:0")).model
     if variant == "CC BY":

@@ -201,7 +201,9 @@ def imbalance_trials(run: Run, cache_dir: str | Path) -> list[Trial]:
 def control_trials(run: Run, cache_dir: str | Path) -> list[Trial]:
     """One small network on clean films from which something was taken away, or kept apart; see `controls`."""
     scale, planned = run.config.comparison.controls, []
-    short = replace(SYSTEMS["resnet18_s2d"].shortened(scale), noisy=False)
+    system = SYSTEMS["resnet18_s2d"]
+    plain = replace(system.recipe, batch_size=32, imbalance="balanced", mixup=0.0, ema=0.0)  # for few steps
+    short = replace(system, recipe=plain, noisy=False).shortened(scale)
     for name, films in controls.controls(_own(run, scale, cache_dir), seed=run.config.seed):
         folder = run.path / "controls" / re.sub(r"\W+", "_", name)
         system = replace(short, image_size=films.images.shape[-1])
