@@ -20,7 +20,7 @@ sys.path[:0] = [str(ROOT)]
 
 from pneumo_lib import evaluation, metrics, noise, pipeline, runs  # noqa: E402
 
-STRENGTHS = (0.25, 0.3, 0.35, 0.4, 0.5)
+STRENGTHS = (0.45, 0.5, 0.6, 0.75)
 TUNED_ON = 8
 
 
