@@ -32,6 +32,7 @@ NETWORKS = {"cnn2": 3, "resnet18_s2d": 3, "resnet34": 2, "aernet": 1}  # and see
 CONDITIONS = ("clean", "noisy", "denoised")
 ARMS = ("clean", "unprepared", "rescued", "denoised", "noisy")
 FOLDER = "arms"
+PAIRED = ("network", "kind", "level", "seeds", "difference", "p", "better", "worse")
 RECIPE = Recipe(
     epochs=12,
     batch_size=64,
@@ -155,7 +156,7 @@ def paired(
                 | {"difference": sum(gains) / len(gains), "p": sure}
                 | {"better": sure < 0.05 and min(gains) > 0, "worse": sure < 0.05 and max(gains) < 0}
             )
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=[*PAIRED])
 
 
 def _seeds(found: dict[tuple[str, str, int], pd.DataFrame], network: str, *arms: str) -> list[int]:

@@ -170,6 +170,11 @@ def test_a_gain_that_one_seed_alone_shows_is_none(tmp_path):
     assert "makes no difference that every seed confirms" in arms.verdict(arms.paired(found))
 
 
+def test_arms_that_no_seed_shares_are_not_paired():
+    found = {("cnn2", "noisy", 0): arm_table(12), ("cnn2", "denoised", 1): arm_table(1)}
+    assert arms.paired(found).empty and "cnn2" not in arms.verdict(arms.paired(found))
+
+
 def test_a_folder_without_arms_says_what_makes_them(tmp_path):
     with pytest.raises(DataError, match=r"arms holds no NETWORK/ARM_seed_K.csv"):
         arms.read(tmp_path)
