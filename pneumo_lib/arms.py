@@ -194,7 +194,11 @@ def verdict(table: pd.DataFrame) -> str:
                 parts.append(f"{word} at " + ", ".join(f"{kind} {levels}" for kind, levels in kinds.items()))
         noise_rows = part[(part["kind"] == "gaussian") & (part["level"] > 0)]
         low, high = noise_rows["difference"].min(), noise_rows["difference"].max()
-        rest = f"under gaussian noise the difference is {low:+.1%} to {high:+.1%} ({part['seeds'].iloc[0]} seeds)"
+        seeds = int(part["seeds"].iloc[0])
+        behind = f"({seeds} seed{'s' if seeds > 1 else ''})"
+        rest = f"under gaussian noise the difference is {low:+.1%} to {high:+.1%} {behind}"
         found = "; it ".join(parts) or "makes no difference that every seed confirms at any level of any corruption"
+        if seeds == 1:
+            found = "was tried under one seed, from which nothing is concluded"
         told.append(f"For `{network}` it {found}; {rest}.")
     return "A denoiser in front of a network, rather than training that network on the noisy films. " + " ".join(told)

@@ -9,7 +9,7 @@ from typing import Any
 import jinja2
 import pandas as pd
 
-from pneumo_lib import answers, arms, claims, evidence, robustness, runs, standings
+from pneumo_lib import answers, arms, claims, evidence, robustness, runs, runtime, standings
 from pneumo_lib.answers import PREDICTIONS, Finished
 from pneumo_lib.metrics import Estimate
 from pneumo_lib.robustness import CORRUPTIONS
@@ -186,21 +186,33 @@ def systems_table(done: Sequence[Finished]) -> str:
     return "\n".join(map(markdown, tables))
 
 
-def evidence_texts(target: Path) -> dict[str, str]:
-    """What the answers published in a folder say together, as Markdown by file name: evidence.md and claims.md.
+def evidence_tables(figures: Path | None = None) -> dict[str, pd.DataFrame]:
+    """What the published answers say together, as tables for people: seeds, variants, arms, claims.
+
+    Args:
+        figures: folder with the answers; by default the project's.
 
     Raises:
         DataError: there are no seeds or no arms.
     """
-    said, published = evidence.repeated(target), json.loads((target / "metrics.json").read_text())
-    pairs = pd.read_csv(target / PAIRS)
-    systems = [name for name in dict.fromkeys(said["system"]) if name not in evidence.VARIANTS]
-    seeds = evidence.readable(evidence.over_seeds(said[said["system"].isin(systems)], pairs))
-    held = arms.read(target)
-    parts = [SEEDS_HEAD, markdown(seeds), evidence.comparison(said), VARIANTS_HEAD]
-    parts += [markdown(evidence.readable_ablation(evidence.repeated(target, evidence.VALIDATION), said)), ARMS_HEAD]
-    parts += [markdown(arms.readable(arms.scores(held))), arms.verdict(arms.paired(held)) + "\n"]
-    return {"evidence.md": "\n".join(parts), "claims.md": markdown(claims.table(claims.claims(target, published)))}
+    figures = figures or runtime.project_root() / "figures"
+    said, validation = evidence.repeated(figures), evidence.repeated(figures, evidence.VALIDATION)
+    main = said[~said["system"].isin(evidence.VARIANTS)]
+    published = json.loads((figures / "metrics.json").read_text())
+    return {
+        "seeds": evidence.readable(evidence.over_seeds(main, pd.read_csv(figures / PAIRS))),
+        "variants": evidence.readable_ablation(validation, said),
+        "arms": arms.readable(arms.scores(arms.read(figures))),
+        "claims": claims.table(claims.claims(figures, published)),
+    }
+
+
+def evidence_texts(target: Path) -> dict[str, str]:
+    """`evidence_tables` and what follows from them, as Markdown by file name: evidence.md and claims.md."""
+    tables = {name: markdown(table) for name, table in evidence_tables(target).items()}
+    parts = [SEEDS_HEAD, tables["seeds"], evidence.comparison(evidence.repeated(target)), VARIANTS_HEAD]
+    parts += [tables["variants"], ARMS_HEAD, tables["arms"], arms.verdict(arms.paired(arms.read(target))) + "\n"]
+    return {"evidence.md": "\n".join(parts), "claims.md": tables["claims"]}
 
 
 def publish_evidence(target: Path) -> None:

@@ -118,7 +118,8 @@ def titles(figure):
 
 
 def test_what_was_published_before_kinds_were_added_is_read_and_drawn():
-    table = pd.read_csv(PUBLISHED)
+    table = pd.read_csv(PUBLISHED).drop(columns=["accuracy_90", "conformal_90"])
+    table = table[table["kind"].isin(list(noise.NOISES)[:7])]
     kinds = table["kind"].unique()
     assert len(robustness.readable(table)) == len(kinds) >= 7
     found = titles(robustness.figure({"resnet18_s2d": table}))
