@@ -18,7 +18,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -92,7 +91,7 @@ class Given:
 
 def decode(given: Given) -> None:
     """The films that most jobs need, decoded once."""
-    for settings in (given.config(), given.config(image_size=arms.SIDE), licensed(given)):
+    for settings in (given.config(), given.config(image_size=arms.SIDE)):
         pipeline.open_data(settings, given.cache)
 
 
@@ -174,7 +173,7 @@ def recognise(given: Given, variant: str) -> None:
 def arm_denoiser(given: Given) -> None:
     """The denoiser in front of the arms."""
     settings = given.config(image_size=arms.SIDE)
-    arms.train_denoiser(settings, pipeline.open_data(settings, given.cache), given.scale, given.place)
+    arms.train_denoiser(runs.Run(given.place, settings), pipeline.open_data(settings, given.cache), given.scale)
 
 
 def arm(given: Given, network: str, condition: str) -> None:
@@ -369,14 +368,13 @@ def publish_seed(job: Path, place: Path) -> None:
 
 
 def table(out: Path) -> pd.DataFrame:
-    """Validation accuracy and log loss of every job that wrote them; nothing of the test films."""
+    """Accuracy, log loss (nats) and recalls on validation of every job that wrote them; nothing of the test films."""
     rows = []
     for path in sorted((out / "jobs").glob("*/val.csv")):
-        for protocol, part in pd.read_csv(path).groupby("protocol"):
-            chance = part[[f"p_{name}" for name in part["label"]]].to_numpy().diagonal()
-            facts = {"accuracy": (part["label"] == part["predicted"]).mean(), "loss": -np.log(chance.clip(1e-6)).mean()}
+        for protocol, part in answers.read_predictions(path).groupby("protocol"):
             hit = part["label"] == part["predicted"]
-            facts |= {name: hit[part["label"] == name].mean() for name in sorted(part["label"].unique())}
+            facts = {"accuracy": hit.mean(), "loss": evidence.log_losses(part).mean()}
+            facts |= hit.groupby(part["label"]).mean().to_dict()
             rows.append({"job": path.parent.name, "protocol": protocol, "n": len(part)} | facts)
     return pd.DataFrame(rows)
 

@@ -18,8 +18,7 @@ from pathlib import Path
 import pandas as pd
 from torch import nn
 
-from pneumo_lib import comparison, evaluation, metrics, models, noise, pipeline, runs, runtime, steps, training
-from pneumo_lib.config import Config
+from pneumo_lib import comparison, evaluation, metrics, noise, pipeline, runs, steps
 from pneumo_lib.data import ImageSet
 from pneumo_lib.errors import DataError
 from pneumo_lib.recipe import Augmentation, Recipe, Scale
@@ -45,22 +44,13 @@ RECIPE = Recipe(
 _EVERY_LEVEL = {"sigma": TOP / 1.2, "share": 1.0}  # `steps.Corruption` draws up to 1.2 sigma
 
 
-def train_denoiser(config: Config, images: ImageSet, scale: Scale, folder: Path) -> runs.SavedModel:
-    """The U-Net in front of the arms, trained on noise of every level; stored in `folder`."""
-    runtime.seed_everything(config.seed)
-    task = training.Task(
-        step=steps.DenoisingStep("l1"),
-        train=pipeline.films(images, "train").draw(scale.train_images, seed=config.seed),
-        val=pipeline.films(images, "val").draw(scale.val_images, seed=config.seed),
-        corruption=steps.Corruption("gaussian", _EVERY_LEVEL["sigma"], share=_EVERY_LEVEL["share"]),
-        recipe=Recipe(epochs=scale.epochs or 20, schedule="cosine", keep="last"),
-        seed=config.seed,
-        precision=config.precision,
-        name="denoiser in front of the arms",
-    )
-    fitted = training.fit(models.build("unet_denoiser"), task, folder)
-    runs.save_model(folder, fitted.model, {"architecture": "unet_denoiser", "arguments": {}})
-    return runs.load_model(folder)
+def train_denoiser(run: runs.Run, images: ImageSet, scale: Scale) -> None:
+    """Train the U-Net in front of the arms on noise of every level and store it in the run's folder."""
+    corruption = steps.Corruption("gaussian", _EVERY_LEVEL["sigma"], share=_EVERY_LEVEL["share"])
+    recipe = Recipe(epochs=scale.epochs or 20, schedule="cosine", keep="last")
+    options = {"corruption": corruption, "recipe": recipe, "folder": run.path}
+    saved = comparison.train_denoiser(run, images, scale, **options)
+    runs.save_model(run.path, saved.model, saved.card)
 
 
 def plan(network: str, condition: str, images: ImageSet, run: runs.Run, scale: Scale, denoiser: nn.Module) -> Trial:

@@ -37,6 +37,7 @@ class Claim:
         how: what ours was trained and tested on.
         shorter: whether that was less than the source did.
         unlike: why the two must not be held against each other; empty where they may.
+        area: whether it is an area under a curve, not a share of films.
     """
 
     report: str
@@ -48,11 +49,7 @@ class Claim:
     how: str
     shorter: bool
     unlike: str = ""
-
-    @property
-    def area(self) -> bool:
-        """Whether it is an area under a curve, not a share of films."""
-        return self.what.endswith("AUC")
+    area: bool = False
 
     @property
     def verdict(self) -> str:
@@ -177,4 +174,5 @@ def _trained(
     size, epochs = done.card["arguments"]["image_size"], done.card["epochs"]
     how = f"{size} px, {done.card['train_images']:,} films, {epochs} epochs"
     ours = right if score == "accuracy" else row[score]
-    return Claim(report, what, reported, films, ours, 1, how, any(done.card["scale"].values()), unlike)
+    shorter = any(done.card["scale"].values())
+    return Claim(report, what, reported, films, ours, 1, how, shorter, unlike, area=score == "auc")

@@ -211,23 +211,27 @@ def control_trials(run: Run, cache_dir: str | Path) -> list[Trial]:
     return planned
 
 
-def train_denoiser(run: Run, films: ImageSet, scale: Scale) -> SavedModel:
-    """The denoiser in front of the architectures: of the run's kind and recipe, at their image size."""
+def train_denoiser(run: Run, films: ImageSet, scale: Scale, **options: Any) -> SavedModel:
+    """The denoiser in front of networks that are compared: of the run's kind and recipe, at the films' size.
+
+    Args:
+        options: folder, and fields of `training.Task`, in place of the run's: corruption and recipe, for example.
+    """
     config, name = run.config, run.config.denoiser
-    folder = run.path / "architectures" / name
+    folder = options.pop("folder", run.path / "architectures" / name)
     runtime.seed_everything(config.seed)
-    task = training.Task(
-        step=DenoisingStep(pipeline.LOSSES[name]),
-        train=pipeline.films(films, "train").draw(scale.train_images, seed=config.seed),
-        val=pipeline.films(films, "val").draw(scale.val_images, seed=config.seed),
-        corruption=Corruption(config.noise_kind, config.sigma),
-        recipe=replace(getattr(config, name), checkpoint_every=0),
-        seed=config.seed,
-        precision=config.precision,
-        name=f"{name} for the architectures",
-    )
-    fitted = training.fit(models.build(name), task, folder)
-    return SavedModel(fitted.model, {"architecture": name})
+    common = {
+        "step": DenoisingStep(pipeline.LOSSES[name]),
+        "train": pipeline.films(films, "train").draw(scale.train_images, seed=config.seed),
+        "val": pipeline.films(films, "val").draw(scale.val_images, seed=config.seed),
+        "corruption": Corruption(config.noise_kind, config.sigma),
+        "recipe": replace(getattr(config, name), checkpoint_every=0),
+        "seed": config.seed,
+        "precision": config.precision,
+        "name": f"{name} in front of the networks",
+    }
+    fitted = training.fit(models.build(name), training.Task(**(common | options)), folder)
+    return SavedModel(fitted.model, {"architecture": name, "arguments": {}})
 
 
 def _own(run: Run, scale: Scale, cache_dir: str | Path) -> ImageSet:

@@ -126,13 +126,18 @@ def ablation(validation: pd.DataFrame, systems: Sequence[str]) -> pd.DataFrame:
     Returns:
         system, protocol, seeds, accuracy, loss; loss is of the calibrated probabilities.
     """
-    chance = np.array([row[f"p_{row['label']}"] for row in validation.to_dict("records")], float)
-    told = validation.assign(hit=validation["label"] == validation["predicted"], loss=-np.log(chance.clip(1e-6)))
+    told = validation.assign(hit=validation["label"] == validation["predicted"], loss=log_losses(validation))
     by_seed = told[told["system"].isin(systems)].groupby(["system", "protocol", "seed"])[["hit", "loss"]].mean()
     means = by_seed.groupby(["system", "protocol"]).agg(
         seeds=("hit", "size"), accuracy=("hit", "mean"), loss=("loss", "mean")
     )
     return means.reset_index()
+
+
+def log_losses(said: pd.DataFrame) -> np.ndarray:
+    """(N,) minus the logarithm of the true class's probability (nats), which counts as 1e-6 at least."""
+    chance = [row[f"p_{row['label']}"] for row in said.to_dict("records")]
+    return -np.log(np.clip(np.array(chance, float), 1e-6, 1))
 
 
 def readable_ablation(validation: pd.DataFrame, said: pd.DataFrame) -> pd.DataFrame:

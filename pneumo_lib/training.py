@@ -39,7 +39,7 @@ from pneumo_lib.training_machinery import (
     to_float,
 )
 
-SHOWN = 2**31  # bytes of noisy validation films that a GPU keeps at most
+SHOWN = 2**31  # bytes of validation films, clean and noisy, that a GPU keeps at most
 
 
 @dataclass(frozen=True)
@@ -197,7 +197,7 @@ class Loop:
             clean = to_float(take(films.images, rows[mine], self.device))
             labels, keys = take(films.labels, rows[mine], self.device), [films.keys[row] for row in rows[mine]]
             noisy = noise.corrupt_each(clean, keys, noise_of.kind, noise_of.strength, seed=self.task.seed)
-            if self.device.type == "cuda" and 8 * math.prod(films.images.shape) < SHOWN:
+            if self.device.type == "cuda" and 2 * 4 * math.prod(films.images.shape) < SHOWN:
                 self.shown.append((clean, noisy, labels, counted))
             yield clean, noisy, labels, counted
 

@@ -7,13 +7,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pneumo_lib import answers, arms, claims, evidence, metrics, publish
+from pneumo_lib import answers, arms, claims, config, evidence, metrics, publish, runs, trials
 from pneumo_lib.claims import Claim
 from pneumo_lib.errors import DataError
 from pneumo_lib.metrics import Estimate
+from pneumo_lib.recipe import Scale
 
 ROOT = Path(__file__).resolve().parent.parent
-FIGURES = ROOT / "figures"
+FIGURES, README = ROOT / "figures", (ROOT / "README.md").read_text()
 CLASSES = ("COVID19", "NORMAL", "PNEUMONIA")
 PATHS = [f"test/{name}/{k}.jpg" for name in CLASSES for k in range(4)]
 LABELS = np.repeat(np.arange(3), 4)
@@ -170,6 +171,28 @@ def test_a_gain_that_one_seed_alone_shows_is_none(tmp_path):
     assert "makes no difference that every seed confirms" in arms.verdict(arms.paired(found))
 
 
+@pytest.mark.slow
+def test_a_network_is_trained_and_tested_in_every_arm(tmp_path, tiny_images, monkeypatch):
+    monkeypatch.setattr(arms, "_tests", lambda: [("gaussian", 0.0), ("gaussian", 0.5), ("crop", 0.2)])
+    settings = config.make("full", data_dir=str(tiny_images.root), image_size=64)
+    scale = Scale(epochs=1, train_images=12, val_images=9, test_images=6)
+    arms.train_denoiser(runs.Run(tmp_path / "denoiser", settings), tiny_images, scale)
+    denoiser = runs.load_model(tmp_path / "denoiser").model
+    tested = []
+    for condition in arms.CONDITIONS:
+        trial = arms.plan("cnn2", condition, tiny_images, runs.Run(tmp_path, settings), scale, denoiser)
+        assert (trial.sigma == 0) == (condition == "clean") and (trial.denoiser is denoiser) == (
+            condition == "denoised"
+        )
+        assert 1.2 * trial.sigma in (0, pytest.approx(arms.TOP)) and trial.share == (condition != "clean")
+        saved = trials.learn(trial, keep=False)
+        for name, behind in arms.shown(condition, denoiser).items():
+            table = arms.said(saved, tiny_images, scale, behind)
+            assert list(table) == ["path", "label", "gaussian 0", "gaussian 0.5", "crop 0.2"] and len(table) == 6
+            tested.append(name)
+    assert set(tested) | {"clean"} == set(arms.ARMS)
+
+
 def test_arms_that_no_seed_shares_are_not_paired():
     found = {("cnn2", "noisy", 0): arm_table(12), ("cnn2", "denoised", 1): arm_table(1)}
     assert arms.paired(found).empty and "cnn2" not in arms.verdict(arms.paired(found))
@@ -186,6 +209,34 @@ def test_a_folder_without_arms_says_what_makes_them(tmp_path):
 def test_the_published_texts_follow_from_the_published_answers():
     for name, text in publish.evidence_texts(FIGURES).items():
         assert (FIGURES / name).read_text() == text, f"{name} is old: run benchmarks/evidence.py --publish figures"
+
+
+def test_what_the_readme_says_of_the_aims_follows_from_the_published_answers():
+    table = evidence.over_seeds(evidence.repeated(FIGURES), NO_COPIES).set_index(["system", "protocol"])
+    noisy, clean = (table.loc[(evidence.OURS, name)] for name in ("test_noise", "clean"))
+    recall = " / ".join(f"{100 * value:.1f}" for value in noisy["recall"].values())
+    percent = {
+        name: f"{100 * cell.value:.1f} %" for name, cell in (("one", noisy["accuracy"]), ("clean", clean["accuracy"]))
+    }
+    assert f"no: {percent['one']} (three averaged {100 * noisy['averaged'].value:.1f} %)" in README
+    assert f"no: {recall} %" in README and f"no: {percent['clean']} |" in README
+    cost = 100 * (clean["accuracy"].value - noisy["accuracy"].value)
+    assert f"noise costs this network {cost:.1f} points only" in README
+    balanced = table.loc[("resnet18_s2d_balanced", "test_noise"), "recall"]
+    assert round(100 * balanced["COVID19"]) == 96
+    assert round(100 * (noisy["recall"]["PNEUMONIA"] - balanced["PNEUMONIA"])) == 3
+
+
+def test_what_the_readme_says_of_the_network_to_be_given_away_follows_from_its_answers():
+    place = FIGURES / "systems" / "chest_xray_covid_free" / "resnet18_s2d"
+    said_of_all, card = answers.read_predictions(place / answers.PREDICTIONS), answers.read_card(place)
+    clean = said_of_all[said_of_all["protocol"] == "clean"]
+    hit, covid = clean["label"] == clean["predicted"], clean["label"] == "COVID19"
+    shares = (hit.mean(), hit[covid].mean(), card["refused"]["clean"]["COVID19"] / covid.sum())
+    assert sum(card["licences"]["COVID19"].values()) == 71
+    found, readme = [f"{share:.1%}".replace("%", " %") for share in shares], " ".join(README.split())
+    told = f"is right on {found[0]} of the clean test films, finds {found[1]} of COVID19 among them, and its check for"
+    assert f"{told} pictures that are no films refuses {found[2]} of those" in readme
 
 
 @pytest.mark.parametrize("name", ["evidence.md", "claims.md"])
