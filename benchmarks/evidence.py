@@ -19,6 +19,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
+import torch
+from torch import nn
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT)]
@@ -55,6 +57,7 @@ VARIANTS = {  # of our recipe, one thing changed in each: what earns its cost
     "CC BY": {"imbalance": "balanced", "epochs": 12},  # of films that came under that licence, 71 with COVID19
 }
 WIDE = {"widths": (48, 96, 192, 384)}
+SHORT = {"image_size": arms.SIDE, "epochs": 12}  # what variants are compared under where no GPU is at hand
 FULL = (("cnn3", KERMANY), ("cnn4", KERMANY), ("resnet34", KERMANY), ("cnn5", KERMANY))
 FULL += (("aernet", "covid_ct"), ("aernet", "brain_mri"), ("aernet", COVID))
 
@@ -152,22 +155,61 @@ def write_quality(given: Given, denoiser: runs.SavedModel, images: ImageSet) -> 
     print(evaluation.summarise_quality(table).to_string())
 
 
-def recognise(given: Given, variant: str) -> None:
-    """Our network for noisy films under a variant of its recipe."""
+def recognise(given: Given, variant: str, scale: Scale | None = None) -> None:
+    """Our network for noisy films under a variant of its recipe; a scale stands in place of the bound of the job."""
+    scale = scale or given.scale
     system = replace(OURS, recipe=replace(OURS.recipe, **VARIANTS.get(variant, {})))
     system = replace(system, arguments=WIDE if variant == "twice as wide" else {})
-    settings, options = given.config(), {} if variant == "CC BY" else {"folder": given.place}
+    side = {"image_size": scale.image_size} if scale.image_size else {}
+    settings, options = given.config(**side), {} if variant == "CC BY" else {"folder": given.place}
     if variant == "behind the large U-Net":
         options["denoiser"] = runs.load_model(given.beside("large U-Net:0")).model
     if variant == "CC BY":
         settings = licensed(given)
     images = pipeline.open_data(settings, given.cache)
     run = runs.Run(given.place, settings)
-    trial = comparison.plan(system.shortened(given.scale), images, run, scale=given.scale, **options)
+    trial = comparison.plan(system.shortened(scale), images, run, scale=scale, **options)
     saved = trials.learn(trial)
     trials.test(trial.folder, images, saved, denoiser=trial.denoiser)
-    validation = [pipeline.Protocol(f"val_{sigma:g}", "", "val", sigma) for sigma in (settings.sigma, 0.0)]
-    write(given.place / "val.csv", pd.concat(trials.say(one, images, saved, trial.denoiser) for one in validation))
+    say_validation(given, settings, images, saved, trial.denoiser)
+
+
+def say_validation(
+    given: Given, settings: config.Config, images: ImageSet, saved: runs.SavedModel, denoiser: nn.Module | None = None
+) -> None:
+    """What a network says of the validation films, noisy and as they are."""
+    protocols = [pipeline.Protocol(f"val_{sigma:g}", "", "val", sigma) for sigma in (settings.sigma, 0.0)]
+    write(given.place / "val.csv", pd.concat(trials.say(one, images, saved, denoiser) for one in protocols))
+
+
+def short(given: Given, variant: str) -> None:
+    """A variant under SHORT."""
+    recognise(given, variant, replace(given.scale, **(SHORT | ({"epochs": given.epochs} if given.epochs else {}))))
+
+
+class Twice(nn.Module):
+    """A classifier that sees each film as it is and mirrored, and averages what it says: test-time averaging."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, films: torch.Tensor) -> torch.Tensor:
+        """(B, 1, H, W) films in [0, 1] to (B, classes) logarithms of the mean probabilities."""
+        both = [self.model(one).softmax(1) for one in (films, films.flip(-1))]
+        return torch.stack(both).mean(0).log()
+
+
+def mirrored(given: Given) -> None:
+    """The network of `short main`, shown each film twice; trained no further."""
+    before, settings = given.beside(f"short main:{given.seed}"), given.config(image_size=arms.SIDE)
+    images = pipeline.open_data(settings, given.cache)
+    saved = runs.load_model(before)
+    twice = runs.SavedModel(Twice(saved.model).eval(), saved.card)
+    runs.write_card(given.place, saved.card)
+    write(given.place / "history.csv", pd.read_csv(before / "history.csv"))
+    trials.test(given.place, images, twice)
+    say_validation(given, settings, images, twice)
 
 
 def arm_denoiser(given: Given) -> None:
@@ -223,6 +265,10 @@ def jobs() -> dict[str, tuple[Callable[[Given], None], tuple[str, ...]]]:
     add("behind the large U-Net", lambda g: recognise(g, "behind the large U-Net"), range(1), "large U-Net")
     for variant in (name for name in VARIANTS if name != "CC BY"):
         add(variant, lambda g, variant=variant: recognise(g, variant), range(5 if variant == "main" else 2))
+    for seed in range(2):
+        for variant in ("main", "no mixup", "no mean of weights", "no augmentation"):
+            add(f"short {variant}", lambda g, variant=variant: short(g, variant), range(seed, seed + 1))
+        add("short mirrored", mirrored, range(seed, seed + 1), "short main")
     for seed in range(3):
         for name, dataset in FULL:
             add(f"full {name} {dataset}", lambda g, n=name, d=dataset: full(g, n, d), range(seed, seed + 1))

@@ -25,6 +25,7 @@ from pneumo_lib.report_language import Language
 
 _IMAGES = ("image/png", "image/jpeg", "image/svg+xml")
 _PLUGINS = ["table", "strikethrough", "superscript", "subscript"]
+_INTERVAL = re.compile(r"\d %|\[[-+−\d.%]+, [-+−\d.%]+\]")  # what a line must not break: a number's unit, an interval
 # The prose of a notebook is ours and may use HTML; a computed output may quote a file or class name and is escaped.
 _prose = mistune.create_markdown(escape=False, plugins=_PLUGINS)
 _computed = mistune.create_markdown(escape=True, plugins=_PLUGINS)
@@ -235,6 +236,8 @@ def _merge_index_name(rows: Sequence[Sequence[Tag]]) -> None:
 
 def _dress_cell(cell: Tag) -> None:
     text = cell.get_text(strip=True)
+    for part in cell.find_all(string=_INTERVAL):
+        part.replace_with(_INTERVAL.sub(lambda found: found[0].replace(" ", "\N{NO-BREAK SPACE}"), part))
     if cell.name == "th" and not text:  # the empty corner above an index heads nothing
         cell.name = "td"
     if cell.name == "th":

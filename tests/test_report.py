@@ -375,6 +375,19 @@ def test_cells_align_as_numbers_only_where_they_are_numbers(tmp_path, text, nume
     assert (cell.get("class") == ["numeric"]) == numeric
 
 
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("94.9 % [93.5, 96.0]", "94.9\xa0% [93.5,\xa096.0]"),
+        ("0.938 [−0.1, +0.6] of 390", "0.938 [−0.1,\xa0+0.6] of 390"),
+        ("2 films [see below, or not]", "2 films [see below, or not]"),
+    ],
+)
+def test_a_line_breaks_neither_an_interval_nor_a_number_from_its_unit(tmp_path, text, kept):
+    shows = shown({"text/html": f"<table><tr><th>a</th></tr><tr><td>{text}</td></tr></table>"})
+    assert BeautifulSoup(page(tmp_path, shows), "html.parser").find("table").find("td").get_text() == kept
+
+
 def test_table_without_header_cells_is_refused(tmp_path):
     with pytest.raises(ReportError, match="without header cells"):
         page(tmp_path, shown({"text/html": "<table><tr><td>1</td></tr></table>"}))
