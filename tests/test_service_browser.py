@@ -42,6 +42,7 @@ NAMES = ["first.png", "second.png", "third.png"]
 LONG = "IM-0001-0042 chest PA erect, exported by the viewer on 21 November 2026, for teaching.png"
 EVIL = "<img src=x onerror=alert(1)>.png"
 PICTURES = "[...document.querySelectorAll('img:not([loading=lazy])')]"
+CARD = Path(__file__).parent.parent / "figures" / "model_card.md"
 SCREENSHOTS = os.environ.get("PNEUMO_SCREENSHOTS")  # a folder where people can see what the tests saw
 PATIENCE = 60_000  # milliseconds that a machine shared with others may take to answer
 
@@ -225,7 +226,7 @@ def test_the_way_of_a_visitor(visit, films, tmp_path):
 def furnish(site, films):
     """Films of every status, and more in the history than one page holds; gives the ids of one film of each."""
     model, *_ = known = site.clinic.catalog.models
-    strict = posing(model, "tiny/strict", check=1e-9)
+    strict = posing(model, "tiny/strict", check=1e-9, papers=CARD.read_text())
     blind = posing(model, "slices/cnn2", check=None, alone=True, category="CT", title="cnn2, trained on slices")
     site.clinic.catalog = Catalog((*known, strict, blind))
     diagnosed(site, films[:19], names=[LONG, *NAMES])
@@ -259,7 +260,8 @@ def test_every_page_fits_and_can_be_used_by_all(
                 keep_picture(tab, f"{name}-unfolded-{request.node.callspec.id}")
 
     results = "/?" + urlencode([("id", id) for id in (*ids, "gone")])
-    look(form="/", results=results, result=f"/results/{ids[0]}", about="/about", nowhere="/nowhere")
+    look(form="/", results=results, result=f"/results/{ids[0]}", about="/about", card="/models/tiny/strict/card")
+    look(nowhere="/nowhere")
     assert {site.clinic.case(id)["status"] for id in ids} == set(STATUSES)
     look(history="/history", older="/history?page=2", searched="/history?status=refused", unfit="/history?label=CAT")
     demo = tuple(replace(offer, phantom=True) for offer in site.clinic.catalog.models)

@@ -47,6 +47,12 @@ def test_run_folders_of_one_name_are_numbered_and_every_model_can_be_chosen(copi
             assert (record["model"]["id"], record["threshold"]) == (id, threshold)
 
 
+def test_a_model_brings_the_card_that_lies_with_it(copied):
+    first, second = copied("a", "demo", 0.11), copied("b", "demo", 0.22)
+    (second / "model_card.md").write_text("# Model card\n")
+    assert [offer.papers for offer in catalog.load([first, second]).models] == ["", "# Model card\n"]
+
+
 def test_models_of_one_title_are_told_apart(copied, tiny_run):
     loaded = catalog.load([copied("a", "demo", 0.11), copied("b", "demo", 0.22), tiny_run.path])
     titles = {offer.id: offer.title for offer in loaded.models}

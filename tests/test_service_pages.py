@@ -35,6 +35,7 @@ OFFER = SimpleNamespace(
     handlings=("none", "denoise"),
     denoiser="unet_denoiser",
     sha256="ab" * 32,
+    papers="",
     card={"architecture": "cnn2", "parameters": 1234567, "decision": {"temperature": 1.5, "val_accuracy": None}},
 )
 SLICES = SimpleNamespace(**vars(OFFER) | {"id": "ct/cnn5", "category": "CT", "title": "cnn5", "threshold": 0.7})
@@ -406,6 +407,17 @@ def test_the_demo_and_a_missing_model_are_said(client, clinic):
     text = client.get("/").text
     assert "No model is loaded" in text and "weights missing" in text and "<form" not in text
     assert client.get("/about").status_code == 200
+
+
+def test_a_published_model_shows_its_card(client, clinic):
+    assert "/card" not in client.get("/about").text and client.get(f"/models/{OFFER.id}/card").status_code == 404
+    card = "# Model card: cnn2\n\n| films | n |\n|---|---|\n| `test` | 1,244 |\n\n<script>alert(1)</script>\n"
+    clinic.catalog.models = (SimpleNamespace(**vars(OFFER) | {"papers": card}),)
+    assert f'href="/models/{OFFER.id}/card"' in client.get("/about").text
+    page = client.get(f"/models/{OFFER.id}/card", headers=CHINESE).text
+    assert "<h1>Model card: cnn2</h1>" in page and "<td>1,244</td>" in page and "模型卡为英文" in page
+    assert "<script>alert" not in page and "&lt;script&gt;" in page
+    assert client.get("/models/run/none/card").status_code == 404
 
 
 @pytest.mark.parametrize("path", PAGES)

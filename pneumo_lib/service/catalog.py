@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from pneumo_lib import runtime
+from pneumo_lib import model_card, runtime
 from pneumo_lib.data import CARDS
 from pneumo_lib.diagnosis import HANDLINGS, Diagnoser, list_models, settled_model
 from pneumo_lib.errors import PneumoError, ServiceError
@@ -28,6 +28,7 @@ class Offer:
         category: "chest X-ray", "CT" or "MRI".
         dataset: what it was trained on.
         phantom: trained on drawings: its answers say nothing about real films.
+        papers: its model card, Markdown; empty for a network that was never published.
     """
 
     id: str
@@ -36,6 +37,7 @@ class Offer:
     dataset: str
     phantom: bool
     diagnoser: Diagnoser
+    papers: str = ""
 
     @property
     def card(self) -> dict[str, Any]:
@@ -181,4 +183,5 @@ def _offer(path: Path, name: str, called: str) -> Offer:
         dataset=dataset,
         phantom=dataset.startswith("phantom"),
         diagnoser=diagnoser,
+        papers=papers.read_text() if (papers := path / model_card.CARD).exists() else "",
     )

@@ -10,10 +10,12 @@ from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import urlencode
 
+import mistune
 from flask import Blueprint, Flask, Response, abort, current_app, g, make_response, redirect, render_template, request
 from flask import url_for as url
 from flask_babel import Babel, get_locale
 from flask_bootstrap import Bootstrap5
+from markupsafe import Markup
 from werkzeug.wrappers import Response as AnyResponse
 
 from pneumo_lib import plots
@@ -27,6 +29,8 @@ LANGUAGES = {"en": ("en", "English"), "zh": ("zh-Hans", "中文")}  # locale -> 
 YEAR = 365 * 24 * 3600
 MOST_EXPORTED = 200  # films: one HTML file holds about 0.3 MB of pictures for each
 TYPES = {"html": "text/html", "csv": "text/csv", "json": "application/json"}
+
+_to_html = mistune.create_markdown(escape=True, plugins=["table"])
 
 blueprint = Blueprint("pages", __name__)
 
@@ -164,6 +168,13 @@ def export_as(kind: str) -> Response:
 def about() -> str:
     """What the service is, what it is not, and with which models it answers."""
     return render_template("about.html")
+
+
+@blueprint.get("/models/<path:id>/card")
+def papers(id: str) -> str:
+    """The model card of a published model: what it was made of, measured on, and is not for."""
+    offer = next((one for one in _clinic().catalog.models if one.id == id and one.papers), None) or abort(404)
+    return render_template("papers.html", offer=offer, papers=Markup(_to_html(offer.papers)))
 
 
 @blueprint.get("/language/<any(en, zh):code>")
