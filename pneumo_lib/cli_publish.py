@@ -20,7 +20,10 @@ LicenceOption = Annotated[
 
 
 def publish_model(
-    run: Annotated[str, typer.Argument(help="Run folder with a trained system (`pneumo train NAME`).")],
+    run: Annotated[
+        str,
+        typer.Argument(help="Run folder with a trained system (`pneumo train NAME`); figures, to add --corruptions."),
+    ],
     model: Annotated[str, typer.Option(help="Which one, systems/DATA/NAME; by default the only one.")] = "",
     data_dir: DataOption = "",
     licence: LicenceOption = None,
@@ -33,9 +36,13 @@ def publish_model(
     """
     path = runtime.locate(run)
     name, target = _chosen(path, model), runtime.locate(PUBLISHED)
-    card = answers.read_card(path / name)
+    card, again = answers.read_card(path / name), path.resolve() == target.resolve()
+    _check_again(again, corruptions, data_dir)
     images = comparison.reopen(card | ({"root": str(runtime.locate(data_dir))} if data_dir else {}), cache)
-    done = release.release(path / name, target / name, images, names=licence or FREE)
+    if again:
+        done = answers.read(target / name)
+    else:
+        done = release.release(path / name, target / name, images, names=licence or FREE)
     if corruptions:
         robustness.corrupted(done.folder, images, runs.load_model(done.folder), progress=runtime.progress)
     publish.publish_systems(target, [done], target)
@@ -71,6 +78,15 @@ def _chosen(path: Path, model: str) -> str:
         f"{path} has {'no system ' + repr(model) if model else f'{len(names)} trained systems with weights'}; "
         f"choose one with --model: {', '.join(names) or 'there is none, `pneumo train NAME` makes one'}."
     )
+
+
+def _check_again(again: bool, corruptions: bool, data_dir: str) -> None:
+    """A network that is published already can only be measured further, on films that its card no longer names."""
+    if again and not (corruptions and data_dir):
+        raise UsageError(
+            f"{PUBLISHED} holds what is published already. `pneumo publish {PUBLISHED} --corruptions --data FOLDER` "
+            "shows its network worse films of its folder; to publish another, name the run folder of that."
+        )
 
 
 def _written(paths: list[Path]) -> None:

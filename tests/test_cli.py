@@ -365,6 +365,13 @@ def test_a_published_network_diagnoses_without_a_run_and_has_its_card(pneumo, cl
     assert ended.code == 0 and json.loads(ended.out)["status"] in ("ok", "undecided", "refused")
     assert ended.err.startswith("no --run given: figures, the published model")
     assert "published without the folder" in pneumo("evaluate", "figures", "--corruptions", *cache).out
+    worse = clone / "figures" / name / robustness.CORRUPTIONS
+    measured, weights = worse.read_bytes(), (clone / "figures" / name / "model.safetensors").read_bytes()
+    worse.unlink()
+    assert "published already" in pneumo("publish", "figures", "--data", licensed, *cache).fault(2)
+    assert pneumo("publish", "figures", "--data", licensed, "--corruptions", *cache).code == 0
+    assert worse.read_bytes() == measured
+    assert (clone / "figures" / name / "model.safetensors").read_bytes() == weights
     card = (clone / "figures" / "model_card.md").read_text()
     assert pneumo("cards", "--data", licensed).out.splitlines() == [
         f"written: {clone / 'figures' / file}" for file in ("data_card.md", "model_card.md")
