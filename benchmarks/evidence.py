@@ -376,6 +376,10 @@ PUBLISHED = {  # jobs that become SYSTEM/seed_K
     "main": evidence.OURS,
     "source 23 + 10": evidence.SOURCE,
     "balanced": "resnet18_s2d_balanced",
+    "short main": "resnet18_s2d_short",
+} | {
+    f"short {name}": f"resnet18_s2d_short_{name.replace(' ', '_')}"
+    for name in ("no mixup", "no mean of weights", "no augmentation", "mirrored")
 }
 
 

@@ -22,7 +22,10 @@ TITLES = {
     "clean": "clean test, denoised",
 }
 SEEDS_HEAD = "Each system over its seeds (weights, order, noise and validation split differ), test films:\n"
-VARIANTS_HEAD = "Variants of the recipe of `resnet18_s2d`, one thing changed in each, means over seeds:\n"
+VARIANTS_HEAD = (
+    "Variants of the recipe of `resnet18_s2d`, means over seeds, one thing changed in each; hold the short ones, of "
+    "which all have the same few epochs, against each other only:\n"
+)
 ARMS_HEAD = "Accuracy on test films by the standard deviation of gaussian noise, means over seeds:\n"
 SYSTEMS_HEAD = "The systems of notebook 05 at this preset, on test films, each trained as its last column says:"
 HEAD = ("| on test films | measured here, 95 % interval | n | reported by the source |", "|---|---|---|---|")
@@ -201,7 +204,7 @@ def evidence_tables(figures: Path | None = None) -> dict[str, pd.DataFrame]:
     published = json.loads((figures / "metrics.json").read_text())
     return {
         "seeds": evidence.readable(evidence.over_seeds(main, pd.read_csv(figures / PAIRS))),
-        "variants": evidence.readable_ablation(validation, said),
+        "variants": evidence.readable_ablation(validation, said, evidence.fastest_epochs(figures)),
         "arms": arms.readable(arms.scores(arms.read(figures))),
         "claims": claims.table(claims.claims(figures, published)),
     }
@@ -210,8 +213,11 @@ def evidence_tables(figures: Path | None = None) -> dict[str, pd.DataFrame]:
 def evidence_texts(target: Path) -> dict[str, str]:
     """`evidence_tables` and what follows from them, as Markdown by file name: evidence.md and claims.md."""
     tables = {name: markdown(table) for name, table in evidence_tables(target).items()}
-    parts = [SEEDS_HEAD, tables["seeds"], evidence.comparison(evidence.repeated(target)), VARIANTS_HEAD]
-    parts += [tables["variants"], ARMS_HEAD, tables["arms"], arms.verdict(arms.paired(arms.read(target))) + "\n"]
+    said = evidence.repeated(target)
+    rerun = evidence.told_reruns(evidence.reruns(said[~said["system"].isin(evidence.VARIANTS)]))
+    parts = [SEEDS_HEAD, tables["seeds"], rerun, evidence.comparison(said), VARIANTS_HEAD]
+    cut = evidence.told_cut(said, evidence.repeated(target, evidence.VALIDATION))
+    parts += [tables["variants"], cut, ARMS_HEAD, tables["arms"], arms.verdict(arms.paired(arms.read(target))) + "\n"]
     return {"evidence.md": "\n".join(parts), "claims.md": tables["claims"]}
 
 

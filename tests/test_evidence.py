@@ -95,6 +95,37 @@ def test_variants_are_held_against_each_other_on_validation(published):
     assert table.loc["good", "loss"] == pytest.approx(loss) and table.loc["bad", "loss"] > loss
 
 
+def test_a_rerun_is_held_against_the_interval_of_another_seed(published):
+    table = evidence.reruns(evidence.repeated(published))
+    assert table["inside"].tolist() == [True, True, True, False]  # 11 of 12 lies above the interval of 9 of 12
+    told = evidence.told_reruns(table)
+    assert "3 of 4 times" in told and told.endswith("Outside: `good` clean 1 of 2.\n")
+    assert evidence.told_reruns(table[:3]).endswith("None is outside.\n")
+    far = pd.concat([said([]).assign(seed=0), said([0, 1, 2, 3, 4, 5]).assign(seed=1)])
+    apart = evidence.reruns(far)
+    assert not apart["inside"].any() and "0 of 2 times" in evidence.told_reruns(apart)
+    assert "Outside: `x` clean 2 of 2." in evidence.told_reruns(apart)
+
+
+def test_a_cut_is_the_highest_that_finds_enough_on_validation():
+    own = said([]).assign(seed=0)
+    own.loc[:3, "p_COVID19"] = [0.9, 0.5, 0.3, 0.7]
+    films = said([0]).assign(seed=0)  # called NORMAL: its p_COVID19 is 0.1
+    films.loc[5, "p_COVID19"] = 0.45  # a NORMAL film, 0.8 sure of it
+    half = evidence.with_cut(films, own, "COVID19", wanted=0.5)["predicted"].to_numpy()  # cut 0.7
+    assert list(half[:6]) == ["NORMAL", "COVID19", "COVID19", "COVID19", "NORMAL", "NORMAL"]
+    every = evidence.with_cut(films, own, "COVID19", wanted=1.0)["predicted"].to_numpy()  # cut 0.3
+    assert list(every[:6]) == ["NORMAL", "COVID19", "COVID19", "COVID19", "NORMAL", "COVID19"]
+
+
+def test_the_fastest_epoch_of_a_system_is_told_with_its_machine(published):
+    for seed, (seconds, device) in enumerate([([3.0, 2.0], "slow card"), ([9.0, 1.25], "fast card")]):
+        place = published / evidence.SEEDS / "good" / f"seed_{seed}"
+        pd.DataFrame({"seconds": seconds}).to_csv(place / "history.csv", index=False)
+        (place / "model.json").write_text(json.dumps({"device": device}))
+    assert evidence.fastest_epochs(published) == {"good": "1.2 s, fast card"}
+
+
 def test_a_folder_without_seeds_says_what_makes_them(tmp_path):
     with pytest.raises(DataError, match=r"seeds holds no SYSTEM/seed_K/predictions.csv.*evidence.py"):
         evidence.repeated(tmp_path)
