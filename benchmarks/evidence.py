@@ -9,6 +9,7 @@ the end OUT gets `answers.tar.gz` (cards, histories, answers of every film) and 
 """
 
 import argparse
+import functools
 import multiprocessing
 import os
 import sys
@@ -57,7 +58,7 @@ VARIANTS = {  # of our recipe, one thing changed in each: what earns its cost
     "CC BY": {"imbalance": "balanced", "epochs": 12},  # of films that came under that licence, 71 with COVID19
 }
 WIDE = {"widths": (48, 96, 192, 384)}
-SHORT = {"image_size": arms.SIDE, "epochs": 12}  # what variants are compared under where no GPU is at hand
+SMALL = {"short": 12, "small": OURS.recipe.epochs}  # how long variants at 128 pixels train, where no GPU is at hand
 FULL = (("cnn3", KERMANY), ("cnn4", KERMANY), ("resnet34", KERMANY), ("cnn5", KERMANY))
 FULL += (("aernet", "covid_ct"), ("aernet", "brain_mri"), ("aernet", COVID))
 
@@ -182,9 +183,9 @@ def say_validation(
     write(given.place / "val.csv", pd.concat(trials.say(one, images, saved, denoiser) for one in protocols))
 
 
-def short(given: Given, variant: str) -> None:
-    """A variant under SHORT."""
-    recognise(given, variant, replace(given.scale, **(SHORT | ({"epochs": given.epochs} if given.epochs else {}))))
+def small(given: Given, variant: str, epochs: int) -> None:
+    """A variant at 128 pixels."""
+    recognise(given, variant, replace(given.scale, image_size=arms.SIDE, epochs=given.epochs or epochs))
 
 
 class Twice(nn.Module):
@@ -266,8 +267,10 @@ def jobs() -> dict[str, tuple[Callable[[Given], None], tuple[str, ...]]]:
     for variant in (name for name in VARIANTS if name != "CC BY"):
         add(variant, lambda g, variant=variant: recognise(g, variant), range(5 if variant == "main" else 2))
     for seed in range(2):
-        for variant in ("main", "no mixup", "no mean of weights", "no augmentation"):
-            add(f"short {variant}", lambda g, variant=variant: short(g, variant), range(seed, seed + 1))
+        for length, epochs in SMALL.items():
+            for variant in ("main", "no augmentation", "no mixup", "no mean of weights"):
+                work = functools.partial(small, variant=variant, epochs=epochs)
+                add(f"{length} {variant}", work, range(seed, seed + 1))
         add("short mirrored", mirrored, range(seed, seed + 1), "short main")
     for seed in range(3):
         for name, dataset in FULL:
@@ -376,10 +379,10 @@ PUBLISHED = {  # jobs that become SYSTEM/seed_K
     "main": evidence.OURS,
     "source 23 + 10": evidence.SOURCE,
     "balanced": "resnet18_s2d_balanced",
-    "short main": "resnet18_s2d_short",
 } | {
-    f"short {name}": f"resnet18_s2d_short_{name.replace(' ', '_')}"
-    for name in ("no mixup", "no mean of weights", "no augmentation", "mirrored")
+    f"{length} {name}": f"resnet18_s2d_{length}" + f"_{name.replace(' ', '_')}" * (name != "main")
+    for length in SMALL
+    for name in ("main", "no augmentation", "no mixup", "no mean of weights", "mirrored")
 }
 
 

@@ -24,10 +24,13 @@ MEAN = "mean of the seeds"
 OURS, SOURCE = "resnet18_s2d", "cnn2_on_autoencoder"
 VARIANTS = {  # of our recipe: folder of the seeds, and what differs
     "resnet18_s2d_balanced": "classes drawn equally often",
+    "resnet18_s2d_small": "small: 128 px, 30 epochs",
+    "resnet18_s2d_small_no_augmentation": "small, no augmentation",
+    "resnet18_s2d_small_no_mixup": "small, no mixup",
     "resnet18_s2d_short": "short: 128 px, 12 epochs",
-    "resnet18_s2d_short_no_mixup": "short, no mixup",
     "resnet18_s2d_short_no_mean_of_weights": "short, no running mean of weights",
     "resnet18_s2d_short_no_augmentation": "short, no augmentation",
+    "resnet18_s2d_short_no_mixup": "short, no mixup",
     "resnet18_s2d_short_mirrored": "short, test films also mirrored, averaged",
 }
 
