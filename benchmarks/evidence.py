@@ -213,6 +213,14 @@ def mirrored(given: Given) -> None:
     say_validation(given, settings, images, twice)
 
 
+def name_sources(given: Given) -> None:
+    """The small network of the controls of preset quick, asked for the source of a film."""
+    settings = config.make("quick", data_dir=str(given.images / COVID), seed=given.seed)
+    planned = comparison.control_trials(runs.Run(given.place, settings), given.cache, by_source=True)
+    for trial in planned:
+        trials.answer(replace(trial, folder=given.place), keep=False)
+
+
 def arm_denoiser(given: Given) -> None:
     """The denoiser in front of the arms."""
     settings = given.config(image_size=arms.SIDE)
@@ -256,6 +264,7 @@ def jobs() -> dict[str, tuple[Callable[[Given], None], tuple[str, ...]]]:
     add("source 23 + 10", lambda g: two_stages(g, "autoencoder", (23, 10)), range(5))
     add("main", lambda g: recognise(g, "main"), range(3))
     add("CC BY", lambda g: recognise(g, "CC BY"), range(1))
+    add("sources", name_sources, range(3))
     add("arms denoiser", arm_denoiser, range(3))
     for variant in ("balanced", "twice as wide"):
         add(variant, lambda g, variant=variant: recognise(g, variant), range(2))
@@ -392,6 +401,11 @@ def publish(out: Path, figures: Path) -> None:
         job, _, seed = done.parent.name.replace("_", " ").partition(":")
         if job in PUBLISHED:
             publish_seed(done.parent, figures / evidence.SEEDS / PUBLISHED[job] / f"seed_{seed}")
+        if job == "sources":
+            place = figures / publishing.SOURCES / f"seed_{seed}"
+            card = answers.read_card(done.parent)
+            runs.write_card(place, {name: value for name, value in card.items() if name != "root"})
+            write(place / answers.PREDICTIONS, pd.read_csv(done.parent / answers.PREDICTIONS))
         if job.startswith("arms ") and job != "arms denoiser":
             network, condition = done.parent.name.partition(":")[0].removeprefix("arms_").rsplit("_", 1)
             for arm_name in arms.shown(condition, None):

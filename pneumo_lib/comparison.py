@@ -198,13 +198,17 @@ def imbalance_trials(run: Run, cache_dir: str | Path) -> list[Trial]:
     return planned
 
 
-def control_trials(run: Run, cache_dir: str | Path) -> list[Trial]:
-    """One small network on clean films from which something was taken away, or kept apart; see `controls`."""
-    scale, planned = run.config.comparison.controls, []
+def control_trials(run: Run, cache_dir: str | Path, *, by_source: bool = False) -> list[Trial]:
+    """One small network on clean films from which something was taken away, or kept apart; see `controls`.
+
+    With `by_source` instead one that is asked for the source of a film; none where the films name no two sources.
+    """
+    scale, planned, seed = run.config.comparison.controls, [], run.config.seed
+    own = _own(run, scale, cache_dir)
     system = SYSTEMS["resnet18_s2d"]
     plain = replace(system.recipe, batch_size=32, imbalance="balanced", mixup=0.0, ema=0.0)  # for few steps
     short = replace(system, recipe=plain, noisy=False).shortened(scale)
-    for name, films in controls.controls(_own(run, scale, cache_dir), seed=run.config.seed):
+    for name, films in controls.by_source(own) if by_source else controls.controls(own, seed=seed):
         folder = run.path / "controls" / re.sub(r"\W+", "_", name)
         system = replace(short, image_size=films.images.shape[-1])
         planned.append(plan(system, films, run, scale=scale, folder=folder, protocol=name))

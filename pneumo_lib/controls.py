@@ -98,6 +98,21 @@ def sources(images: ImageSet) -> list[tuple[int, str]]:
     return list(counts[several].sort_values(kind="stable").index)
 
 
+def by_source(images: ImageSet) -> Iterator[tuple[str, ImageSet]]:
+    """The films under the names of their sources: what is asked is where a film comes from, not what it shows.
+
+    Films of unknown source are left out, and sources that have no film to learn from or none to be tested on. Yields
+    nothing where fewer than two sources are left.
+    """
+    table = images.table
+    splits = table.groupby("source")["split"].agg(set)
+    known = sorted(name for name, found in splits.items() if name and {"train", "test"} <= found)
+    label = table["source"].map({name: k for k, name in enumerate(known)})
+    kept = table.assign(label=label.fillna(0).astype(int), split=table["split"].mask(label.isna(), "unused"))
+    if len(known) > 1:
+        yield "source of the film", replace(images, table=kept, classes=tuple(known))
+
+
 def kept_apart(images: ImageSet, label: int, source: str) -> ImageSet:
     """Nothing of that source is trained on; of that class, its films and no others are tested on."""
     table = images.table

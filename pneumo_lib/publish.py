@@ -22,6 +22,7 @@ TITLES = {
     "clean": "clean test, denoised",
 }
 SEEDS_HEAD = "Each system over its seeds (weights, order, noise and validation split differ), test films:\n"
+SOURCES = "controls/source_of_the_film"
 VARIANTS_HEAD = (
     "Variants of the recipe of `resnet18_s2d`, means over seeds, one thing changed in each; hold the short ones, of "
     "which all have the same few epochs, against each other only:\n"
@@ -218,7 +219,25 @@ def evidence_texts(target: Path) -> dict[str, str]:
     parts = [SEEDS_HEAD, tables["seeds"], rerun, evidence.comparison(said), VARIANTS_HEAD]
     cut = evidence.told_cut(said, evidence.repeated(target, evidence.VALIDATION))
     parts += [tables["variants"], cut, ARMS_HEAD, tables["arms"], arms.verdict(arms.paired(arms.read(target))) + "\n"]
+    parts += [told] if (told := sources_told(target)) else []
     return {"evidence.md": "\n".join(parts), "claims.md": tables["claims"]}
+
+
+def sources_told(target: Path) -> str:
+    """What `controls.by_source` came to over its seeds, in a sentence; nothing where none was published."""
+    done = [answers.read(path.parent) for path in sorted((target / SOURCES).glob("seed_*/predictions.csv"))]
+    if not done:
+        return ""
+    found = [standings.recalls([one]).iloc[0] for one in done]
+    card, names = done[0].card, done[0].classes
+    shares = {name: sum(row[name].value for row in found) / len(found) for name in names}
+    told = ", ".join(f"{shares[name]:.1%} of the {found[0][name].n:,} films of {name}" for name in names)
+    size, mean = card["arguments"]["image_size"], sum(row["mean"] for row in found) / len(found)
+    return (
+        f"Asked where a film comes from instead of what it shows, `{card['architecture']}` ({size} px, "
+        f"{card['train_images']:,} clean films, {card['epochs']} epochs, mean of {len(done)} seeds) "
+        f"recognises {told} among the test films; mean recall {mean:.1%}, by chance {1 / len(names):.1%}.\n"
+    )
 
 
 def publish_evidence(target: Path) -> None:

@@ -79,6 +79,7 @@ def test_every_control_is_one_network_on_clean_films_in_a_folder_of_its_own(run,
         assert (one.system.model, one.sigma, one.share, one.more_protocols) == ("resnet18_s2d", 0.0, 0.0, ())
         assert one.scale == SMALL and one.system.recipe.epochs == SMALL.epochs and one.system.image_size == 32
     assert [one.images.key for one in planned[:5]] == [""] * 5, "their pixels are no cache's"
+    assert comparison.control_trials(run(), cache_dir, by_source=True) == [], "no two sources to tell apart"
     (done,) = comparison.finish(planned[2:3], keep=False)
     assert done.card["protocol"] == "border only" and len(done.predictions) == SMALL.test_images
 

@@ -95,6 +95,17 @@ def test_a_class_of_several_sources_can_be_kept_apart_by_source(images):
     assert (apart["split"] == "noisy_test").sum() == (table["split"] == "noisy_test").sum()
 
 
+def test_films_can_be_asked_for_their_source(images):
+    ((name, named),) = controls.by_source(images)
+    assert name == "source of the film" and named.classes == ("north", "south") and named.identity != images.identity
+    before, after = images.table, named.table
+    known = before["source"] != ""
+    assert (after["split"] == before["split"])[known].all() and set(after["split"][~known]) == {"unused"}
+    assert [named.classes[k] for k in after["label"][known]] == before["source"][known].tolist()
+    untaught = replace(images, table=before.assign(split=before["split"].mask(before["source"] == "north", "test")))
+    assert not [*controls.by_source(untaught)], "one source is left to learn from"
+
+
 def test_a_source_of_several_classes_is_kept_apart_whole(images):
     apart = controls.kept_apart(images, 0, "south").table
     assert "south" not in set(apart.loc[apart["split"].isin(["train", "val"]), "source"])

@@ -234,6 +234,21 @@ def test_a_folder_without_arms_says_what_makes_them(tmp_path):
         arms.read(tmp_path)
 
 
+def test_what_a_network_knows_of_sources_is_told_over_its_seeds(tmp_path):
+    assert publish.sources_told(tmp_path) == ""
+    card = {"architecture": "cnn9", "arguments": {"image_size": 32}, "train_images": 2000, "epochs": 3}
+    card |= {"classes": list(CLASSES), "positive": None, "protocol": "source of the film", "dataset": "x"}
+    for seed, wrong in enumerate(([0, 1], [0, 4])):
+        place = tmp_path / publish.SOURCES / f"seed_{seed}"
+        place.mkdir(parents=True)
+        said(wrong, protocol="source of the film").to_csv(place / answers.PREDICTIONS, index=False)
+        (place / "model.json").write_text(json.dumps(card))
+    told = publish.sources_told(tmp_path)
+    assert "`cnn9` (32 px, 2,000 clean films, 3 epochs, mean of 2 seeds)" in told
+    assert "62.5% of the 4 films of COVID19, 87.5% of the 4 films of NORMAL, 100.0% of the 4 films of PNEUMONIA" in told
+    assert told.endswith("mean recall 83.3%, by chance 33.3%.\n")
+
+
 # ---- what is published -----------------------------------------------------------------------------------------------
 
 
