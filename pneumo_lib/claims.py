@@ -104,7 +104,8 @@ def _report_a(figures: Path) -> Iterator[Claim]:
     rows = evidence.over_seeds(said[said["system"] == SOURCE_A], pairs).set_index("protocol")
     cards = evidence.cards(figures)[SOURCE_A]
     shorter = cards[0]["epochs"] < FULL_A
-    facts = {"seeds": len(cards), "how": cards[0]["recipe"], "shorter": shorter}
+    how = "; ".join(part.split(",")[0] for part in cards[0]["recipe"].split("; "))  # networks and their epochs
+    facts = {"seeds": len(cards), "how": how, "shorter": shorter}
     for name, reported in SYSTEMS["cnn2"].reported.items():
         given = ("A", reported.protocol, reported.accuracy, reported.n or 0)
         yield Claim(*given, rows.loc[name, "accuracy"], **facts)
