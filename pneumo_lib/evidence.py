@@ -27,6 +27,7 @@ VARIANTS = {  # of our recipe: folder of the seeds, and what differs
     "resnet18_s2d_small": "small: 128 px, 30 epochs",
     "resnet18_s2d_small_no_augmentation": "small, no augmentation",
     "resnet18_s2d_small_no_mixup": "small, no mixup",
+    "resnet18_s2d_small_no_mean_of_weights": "small, no running mean of weights",
     "resnet18_s2d_short": "short: 128 px, 12 epochs",
     "resnet18_s2d_short_no_mean_of_weights": "short, no running mean of weights",
     "resnet18_s2d_short_no_augmentation": "short, no augmentation",
@@ -169,7 +170,7 @@ def told_cut(said: pd.DataFrame, validation: pd.DataFrame, finding: str = "COVID
     right = [f"{(table['label'] == table['predicted']).mean():.1%}" for table in (ours, cut)]
     return (
         f"A cut for {finding} that finds 95 % of it on validation takes its recall on noisy test films from {gain}, "
-        f"the accuracy from {right[0]} to {right[1]}: {known}, and test films are not like them.\n"
+        f"the accuracy from {right[0]} to {right[1]}; {known}.\n"
     )
 
 

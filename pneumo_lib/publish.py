@@ -24,8 +24,8 @@ TITLES = {
 SEEDS_HEAD = "Each system over its seeds (weights, order, noise and validation split differ), test films:\n"
 SOURCES = "controls/source_of_the_film"
 VARIANTS_HEAD = (
-    "Variants of the recipe of `resnet18_s2d`, means over seeds, one thing changed in each; rows of one size and length "
-    "(those named small, those named short) are to be held against each other:\n"
+    "Variants of the recipe of `resnet18_s2d`, means over seeds, one thing changed in each; rows of one size and "
+    "length (those named small, those named short) are to be held against each other:\n"
 )
 ARMS_HEAD = "Accuracy on test films by the standard deviation of gaussian noise, means over seeds:\n"
 SYSTEMS_HEAD = "The systems of notebook 05 at this preset, on test films, each trained as its last column says:"

@@ -183,5 +183,5 @@ def _offer(path: Path, name: str, called: str) -> Offer:
         dataset=dataset,
         phantom=dataset.startswith("phantom"),
         diagnoser=diagnoser,
-        papers=papers.read_text() if (papers := path / model_card.CARD).exists() else "",
+        papers=papers.read_text("utf-8") if (papers := path / model_card.CARD).exists() else "",
     )
