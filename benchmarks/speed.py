@@ -136,7 +136,8 @@ def floors(size: int, speeds: dict[str, float]) -> list[dict]:
         row = {"network": name} | {k: round(v, 2 if k == "GFLOP" else 1) for k, v in floor.items()}
         reached = speeds.get(task)
         rows.append(row | {"ours": f"{reached:.0f} ({reached / floor['films/s']:.0%})" if reached else "-"})
-    rate = f"{machine.bandwidth / 1e9:.1f} GB/s copied, {machine.rate / 1e9:.0f} GFLOP/s in bfloat16"
+    kind = str(machine.dtype).removeprefix("torch.")
+    rate = f"{machine.bandwidth / 1e9:.1f} GB/s copied, {machine.rate / 1e9:.0f} GFLOP/s in {kind}"
     return [*rows, {"network": rate}]
 
 

@@ -82,8 +82,13 @@ def test_the_floor_counts_products_and_answers():
     assert slow["films/s"] == pytest.approx(1e6 / (3 * 2 * 9 * 4 * 64))
 
 
-def test_the_machine_is_measured():
+@pytest.mark.parametrize(("fast", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_the_machine_is_measured_in_what_it_multiplies_fastest(monkeypatch, fast, dtype):
+    monkeypatch.setattr(roofline.runtime, "fast_bf16", lambda: fast)
     machine = roofline.measure(side=128, megabytes=8)
+    network = nn.Conv2d(1, 4, 3, padding=1)
+    assert machine.dtype == dtype
+    assert roofline.floor(network, 8, machine)["MB"] == pytest.approx(5 * 256 * dtype.itemsize / 1e6)
     assert 1e8 < machine.bandwidth < 1e14 and 1e8 < machine.rate < 1e16
 
 
