@@ -44,6 +44,7 @@ from pneumo_lib import (  # noqa: E402
 )
 from pneumo_lib import publish as publishing  # noqa: E402
 from pneumo_lib.data import ImageSet  # noqa: E402
+from pneumo_lib.models.ensemble import Ensemble  # noqa: E402
 from pneumo_lib.recipe import Augmentation, Recipe, Scale  # noqa: E402
 from pneumo_lib.systems import COVID, KERMANY, SYSTEMS  # noqa: E402
 
@@ -57,6 +58,7 @@ VARIANTS = {  # of our recipe, one thing changed in each: what earns its cost
     "no augmentation": {"augmentation": Augmentation()},
     "CC BY": {"imbalance": "balanced", "epochs": 12},  # of films that came under that licence, 71 with COVID19
 }
+SMALLER = ("main", "no augmentation", "no mixup", "no mean of weights")  # what is also trained at 128 pixels
 WIDE = {"widths": (48, 96, 192, 384)}
 SMALL = {"short": 12, "small": OURS.recipe.epochs}  # how long variants at 128 pixels train, where no GPU is at hand
 FULL = (("cnn3", KERMANY), ("cnn4", KERMANY), ("resnet34", KERMANY), ("cnn5", KERMANY))
@@ -188,25 +190,24 @@ def small(given: Given, variant: str, epochs: int) -> None:
     recognise(given, variant, replace(given.scale, image_size=arms.SIDE, epochs=given.epochs or epochs))
 
 
-class Twice(nn.Module):
-    """A classifier that sees each film as it is and mirrored, and averages what it says: test-time averaging."""
+class Mirrored(nn.Module):
+    """A classifier that sees each film, (B, 1, H, W), mirrored left to right."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, films: torch.Tensor) -> torch.Tensor:
-        """(B, 1, H, W) films in [0, 1] to (B, classes) logarithms of the mean probabilities."""
-        both = [self.model(one).softmax(1) for one in (films, films.flip(-1))]
-        return torch.stack(both).mean(0).log()
+        return self.model(films.flip(-1))
 
 
 def mirrored(given: Given) -> None:
-    """The network of `short main`, shown each film twice; trained no further."""
+    """The network of `short main` averaged with itself on mirrored films: test-time averaging, no training."""
     before, settings = given.beside(f"short main:{given.seed}"), given.config(image_size=arms.SIDE)
     images = pipeline.open_data(settings, given.cache)
     saved = runs.load_model(before)
-    twice = runs.SavedModel(Twice(saved.model).eval(), saved.card)
+    both = Ensemble((lambda **_: saved.model, lambda **_: Mirrored(saved.model)))
+    twice = runs.SavedModel(both.eval(), saved.card)
     runs.write_card(given.place, saved.card)
     write(given.place / "history.csv", pd.read_csv(before / "history.csv"))
     trials.test(given.place, images, twice)
@@ -277,7 +278,7 @@ def jobs() -> dict[str, tuple[Callable[[Given], None], tuple[str, ...]]]:
         add(variant, lambda g, variant=variant: recognise(g, variant), range(5 if variant == "main" else 2))
     for seed in range(2):
         for length, epochs in SMALL.items():
-            for variant in ("main", "no augmentation", "no mixup", "no mean of weights"):
+            for variant in SMALLER:
                 work = functools.partial(small, variant=variant, epochs=epochs)
                 add(f"{length} {variant}", work, range(seed, seed + 1))
         add("short mirrored", mirrored, range(seed, seed + 1), "short main")
@@ -388,10 +389,11 @@ PUBLISHED = {  # jobs that become SYSTEM/seed_K
     "main": evidence.OURS,
     "source 23 + 10": evidence.SOURCE,
     "balanced": "resnet18_s2d_balanced",
+    "short mirrored": "resnet18_s2d_short_mirrored",
 } | {
     f"{length} {name}": f"resnet18_s2d_{length}" + f"_{name.replace(' ', '_')}" * (name != "main")
     for length in SMALL
-    for name in ("main", "no augmentation", "no mixup", "no mean of weights", "mirrored")
+    for name in SMALLER
 }
 
 

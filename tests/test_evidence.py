@@ -273,6 +273,19 @@ def test_what_the_readme_says_of_the_aims_follows_from_the_published_answers():
     assert round(100 * (noisy["recall"]["PNEUMONIA"] - balanced["PNEUMONIA"])) == 3
 
 
+def test_what_the_readme_says_of_small_and_short_trainings_follows_from_the_published_answers():
+    told, right = evidence.repeated(FIGURES), {}
+    for name in ("resnet18_s2d_short", "resnet18_s2d_small"):
+        table = evidence.paired(told, evidence.OURS, name).query("seed == 0").set_index("protocol")
+        assert (table.loc[["test_noise", "clean"], "p"] > 0.2).all() and len(table) == 3
+    for name in (evidence.OURS, "resnet18_s2d_short", "resnet18_s2d_small"):
+        part = told[(told["system"] == name) & (told["protocol"] == "noisy_test") & (told["seed"] == 0)]
+        right[name] = int((part["label"] == part["predicted"]).sum())
+    ours, short, small = right.values()
+    readme = " ".join(README.split())
+    assert f"of `noisy_test` they have {short} and {small} of 66 right where it has {ours}." in readme
+
+
 def test_what_the_readme_says_of_the_network_to_be_given_away_follows_from_its_answers():
     place = FIGURES / "systems" / "chest_xray_covid_free" / "resnet18_s2d"
     said_of_all, card = answers.read_predictions(place / answers.PREDICTIONS), answers.read_card(place)
