@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pneumo_lib import evaluation, metrics, models, processes, runs, runtime, steps, training
+from pneumo_lib import evaluation, metrics, models, processes, runs, runtime, steps, training, workers
 from pneumo_lib.config import Config
 from pneumo_lib.errors import TrainingError
 from pneumo_lib.recipe import Recipe
@@ -62,7 +62,7 @@ def run_grid(train: steps.Films, val: steps.Films, config: Config, folder: Path)
         Cell(level, seed, train, val, config, Path(folder)) for level in (0.0, *grid.levels) for seed in grid.seeds
     ]
     title = "ablation: cells of the grid"
-    share = processes.share_out if processes.count() > 1 else processes.in_workers
+    share = processes.share_out if processes.count() > 1 else workers.run
     tables = share(_score_cell, cells, progress=runtime.progress, desc=title)
     return pd.concat(tables, ignore_index=True)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from pneumo_lib import answers, controls, models, pipeline, processes, runtime, training, trials
+from pneumo_lib import answers, controls, models, pipeline, processes, runtime, training, trials, workers
 from pneumo_lib.answers import Finished
 from pneumo_lib.config import Config
 from pneumo_lib.data import CARDS, ImageSet, carve, open_folder, split
@@ -36,7 +36,7 @@ IMBALANCE = ("none", "weighted", "balanced")
 def finish(planned: Iterable[Trial], *, keep: bool = True) -> list[Finished]:
     """Train and test every trial that is not finished yet, as many at a time as there are workers."""
     answer = functools.partial(trials.answer, keep=keep)
-    return processes.in_workers(answer, list(planned), progress=runtime.progress, desc="networks")
+    return workers.run(answer, list(planned), progress=runtime.progress, desc="networks")
 
 
 # ---- which data ------------------------------------------------------------------------------------------------------

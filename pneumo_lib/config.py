@@ -105,8 +105,8 @@ def _demo() -> dict[str, Any]:
         "image_size": 64,
         "sigma": 0.25,
         "autoencoder": Recipe(epochs=3, batch_size=8, lr=2e-3, schedule="cosine", checkpoint_every=1),
-        "unet_denoiser": Recipe(epochs=4, batch_size=8, lr=2e-3, schedule="cosine"),
-        "classifier": Recipe(epochs=14, batch_size=16, schedule="cosine"),
+        "unet_denoiser": Recipe(epochs=3, batch_size=8, lr=2e-3, schedule="cosine"),
+        "classifier": Recipe(epochs=8, batch_size=8, schedule="cosine"),
         "ablation": Grid(image_size=32, train_images=700, levels=(0.1, 0.25), seeds=(0, 1), epochs=6),
         "comparison": Comparison(
             systems=Scale(image_size=64, epochs=1, train_images=48, val_images=24, test_images=48),

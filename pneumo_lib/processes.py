@@ -5,33 +5,26 @@ starts them, on one machine or on many. All make the same calls in the same orde
 stores, on a disk that all of them see. A process that is the only one goes through all of this unaware of it.
 """
 
-import functools
 import hashlib
 import os
 import platform
 import signal
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from datetime import timedelta
-from itertools import islice
-from multiprocessing import get_context, parent_process
 from typing import Any, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
 from accelerate import PartialState
 
-from pneumo_lib.errors import TrainingError, UsageError
+from pneumo_lib.errors import UsageError
 
 Item, Made = TypeVar("Item"), TypeVar("Made")
 PATIENCE = timedelta(days=1)  # for what the first process does while the others wait, such as decoding all films
 PART, PARTS = 32, 8  # items of a part, and parts that each process takes in a round of `stream`
 TOLD_BY_LAUNCHERS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
 LONG = 20  # characters of a text that a message can hold
-MOST_WORKERS = 4  # of one process; each needs the memory of a training
 _alone, _calls = False, 0
 
 
@@ -160,40 +153,6 @@ def share_out(
     return [joined[number] for number in range(len(items))]
 
 
-def in_workers(
-    function: Callable[[Item], Made], items: Sequence[Item], *, progress: Callable[..., Any] = iter, **title: str
-) -> list[Made]:
-    """function(item) of every item, in order, by workers that share the threads of this process among them.
-
-    Small networks train faster side by side than one after the other on all threads. Without threads to share, or
-    with a GPU, this process does it all. Function and items are pickled, so the function belongs to a module.
-
-    Args:
-        progress: as in `share_out`.
-
-    Raises:
-        TrainingError: a worker was ended from outside.
-    """
-    workers = min(torch.get_num_threads(), len(items), MOST_WORKERS)
-    if workers < 2 or torch.cuda.is_available():
-        return [function(item) for item in progress(items, **title)]
-    coming, running, made = enumerate(items), {}, {}
-    try:
-        for _ in progress(range(len(items)), **title):
-            # No more than there are workers: what waits in the pool's queue could not be taken back.
-            for number, item in islice(coming, workers - len(running)):
-                running[_submit(workers, function, item)] = number
-            one = next(as_completed(running))
-            made[running.pop(one)] = one.result()
-        return [made[number] for number in range(len(items))]
-    except BrokenProcessPool as error:
-        _workers.cache_clear()
-        raise TrainingError(
-            "a worker process was ended from outside, most likely because the memory ran out. Close other programs, "
-            "or set OMP_NUM_THREADS=1 to do without workers; the same call goes on from what is stored."
-        ) from error
-
-
 def stream(
     function: Callable[[Iterable[Item]], Iterable[Made]], items: Sequence[Item], *, progress: Callable[..., Any] = iter
 ) -> Iterator[Made]:
@@ -226,42 +185,6 @@ def speaks_first() -> bool:
         return _store().add("ending", 1) == 1
     except RuntimeError:  # the launcher that kept the store is gone too
         return True
-
-
-def _submit(workers: int, function: Callable[[Item], Made], item: Item) -> Future[Made]:
-    pool = _workers(workers, torch.get_num_threads() // workers)  # first, since to make one resets the mask below
-    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # what a new worker inherits until `_employ` is through
-    try:
-        return pool.submit(_interruptible, function, item)
-    finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
-
-
-@functools.cache
-def _workers(count: int, threads: int) -> ProcessPoolExecutor:
-    """They stay for the next call: to start one takes as long as importing PyTorch."""
-    return ProcessPoolExecutor(count, get_context("spawn"), _employ, (threads,))
-
-
-def _employ(threads: int) -> None:
-    """Make a worker of a new process: it has so many threads, draws no bars, and does not outlive its employer.
-
-    An interrupt, which a terminal and Jupyter send to all processes, ends what a worker does, never an idle worker.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
-    torch.set_num_threads(threads)
-    os.environ["PNEUMO_QUIET"] = "1"
-    employer = parent_process()
-    threading.Thread(target=lambda: (employer.join(), os._exit(1)), daemon=True).start()
-
-
-def _interruptible(function: Callable[[Item], Made], item: Item) -> Made:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        return function(item)
-    finally:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _below(numbers: Iterable[int], limit: int) -> Iterator[int]:

@@ -18,13 +18,12 @@ from pathlib import Path
 
 import nbformat
 import papermill
-from jupyter_client import AsyncKernelManager
-from jupyter_client.kernelspec import KernelSpec
 from nbclient.exceptions import DeadKernelError
 from nbconvert.filters import strip_ansi
 from papermill.exceptions import PapermillExecutionError
 from tqdm.auto import tqdm
 
+from pneumo_lib import kernels
 from pneumo_lib.errors import ReportError, UsageError
 from pneumo_lib.report_html import NotebookRun, ReportHeader, render
 from pneumo_lib.runs import sha256, write_text
@@ -32,7 +31,8 @@ from pneumo_lib.runs import sha256, write_text
 _TYPES = {"str": str, "int": int, "float": (float, int), "bool": bool, "list": (list, tuple), "dict": dict}
 _TYPES |= {"tuple": (list, tuple), "None": type(None)}
 # A change of the page's looks or of the command line must not cost another training.
-_NO_EFFECT = {"report.py", "report_html.py", "report_chapter.py", "report_language.py", "cli.py", "__main__.py"}
+_NO_EFFECT = {"report.py", "report_html.py", "report_chapter.py", "report_language.py", "kernels.py"}
+_NO_EFFECT |= {"cli.py", "__main__.py"}
 
 
 @dataclass(frozen=True)
@@ -42,15 +42,6 @@ class ReportResult:
     html: Path
     manifest: Path
     runs: tuple[NotebookRun, ...]
-
-
-class _ThisInterpreter(AsyncKernelManager):
-    """Starts the interpreter that runs the report: a ``python3`` kernel found on the machine may be another one."""
-
-    @property
-    def kernel_spec(self) -> KernelSpec:
-        command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", "--log-level=ERROR"]
-        return KernelSpec(argv=command, display_name="Python 3", language="python")
 
 
 def run_report(
@@ -215,7 +206,7 @@ def _files(run: NotebookRun) -> dict[str, int]:
 
 
 def _run_all(plan: Sequence[NotebookRun], *, progress: bool) -> list[NotebookRun]:
-    runs, failed = [], False
+    runs, failed, kernel = [], False, kernels.preload(run.notebook for run in plan)
     total = sum(_cells(run) for run in plan if run.status != "reused")
     with tqdm(total=total, unit="cell", disable=not progress, file=sys.stderr, dynamic_ncols=True) as bar:
         for run in plan:
@@ -223,7 +214,7 @@ def _run_all(plan: Sequence[NotebookRun], *, progress: bool) -> list[NotebookRun
                 run = replace(run, status="not run", seconds=None)
             elif run.status != "reused":
                 bar.set_description(run.notebook.stem)
-                run = _execute(run, bar)
+                run = _execute(run, bar, kernel)
                 failed = run.status == "failed"
             runs.append(run)
     return runs
@@ -234,7 +225,7 @@ def _cells(run: NotebookRun) -> int:
     return sum(cell.cell_type == "code" and bool(cell.source.strip()) for cell in cells) + bool(run.parameters)
 
 
-def _execute(run: NotebookRun, bar: tqdm) -> NotebookRun:
+def _execute(run: NotebookRun, bar: tqdm, kernel: type[kernels.FreshKernel]) -> NotebookRun:
     record = run.executed.with_suffix(".json")
     record.unlink(missing_ok=True)
     before, started = _files(run), time.perf_counter()
@@ -248,7 +239,7 @@ def _execute(run: NotebookRun, bar: tqdm) -> NotebookRun:
             progress_bar=False,
             cwd=str(run.notebook.parent),
             start_timeout=180,
-            kernel_manager_class=_ThisInterpreter,
+            kernel_manager_class=kernel,
             on_cell_executed=lambda **_: bar.update(),
         )
     except (PapermillExecutionError, RuntimeError) as error:  # a dead or silent kernel is a RuntimeError
@@ -296,4 +287,5 @@ def _peak_memory() -> float | None:
     except ImportError:
         return None
     unit = 1 if sys.platform == "darwin" else 1024
-    return round(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit / 1e6, 1)
+    most = max(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss, kernels.CopiedKernel.peak)
+    return round(most * unit / 1e6, 1)

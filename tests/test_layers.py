@@ -18,7 +18,7 @@ MAX_LINES = 300
 # an order of its own inside; "__init__" there is the package's face.
 LAYERS = [
     ["errors"],
-    ["recipe", "guards", "processes"],
+    ["recipe", "guards", "processes", "workers"],
     ["dicom", "system"],
     ["runtime"],
     ["config"],
@@ -35,7 +35,7 @@ LAYERS = [
     ["ablation", "diagnosis", "trials"],
     ["comparison", "standings", "robustness", "evidence"],
     ["arms", "claims"],
-    ["report_language"],
+    ["report_language", "kernels"],
     ["report_chapter"],
     ["report_html"],
     ["report", "publish"],

@@ -7,21 +7,20 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import pandas as pd
 import pytest
-import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
 import hosts
+from waiting import wait_for
 
 from pneumo_lib import processes
-from pneumo_lib.errors import DataError, TrainingError, UsageError
+from pneumo_lib.errors import UsageError
 
 SMALL = ["-p", "image_size=32", "-p", "batch_size=8", "-p", "sigma=0.1", "-p", "val_fraction=0.3", "-p", "precision=no"]
 
@@ -54,118 +53,6 @@ def test_to_work_alone_ends_with_the_block_even_in_a_fault():
     with pytest.raises(ValueError, match="broken"), processes.alone():
         raise ValueError("broken")
     assert not processes._alone
-
-
-# ---- the workers of one --------------------------------------------------------------------------------------------
-
-
-def told_by(item: int) -> tuple[int, int, int]:
-    """The item, and who took it with how many threads."""
-    return item, os.getpid(), torch.get_num_threads()
-
-
-def end_at(item: int) -> int:
-    if item == 2:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return item
-
-
-def gone(worker: str) -> bool:
-    """Whether a process has ended, fetched by its parent or not."""
-    try:
-        return Path("/proc", worker, "stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except OSError:
-        return True
-
-
-def refuse(item: int) -> int:
-    raise DataError(f"film {item} is odd")
-
-
-@pytest.fixture
-def two_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
-    if processes._workers.cache_info().currsize:
-        processes._workers(2, 1).shutdown()
-    processes._workers.cache_clear()
-
-
-@pytest.mark.slow
-def test_workers_share_items_and_threads(two_threads):
-    told = processes.in_workers(told_by, range(20))
-    assert [item for item, _, _ in told] == list(range(20)) and {threads for *_, threads in told} == {1}
-    assert os.getpid() not in {worker for _, worker, _ in told}
-    with pytest.raises(DataError, match=r"film \d is odd"):
-        processes.in_workers(refuse, range(4))
-    again = processes.in_workers(told_by, range(20))
-    assert {worker for _, worker, _ in again} <= {worker for _, worker, _ in told}, "they stay for the next call"
-
-
-@pytest.mark.slow
-def test_a_worker_that_is_ended_is_said_and_the_next_call_finds_new_ones(two_threads):
-    with pytest.raises(TrainingError, match=r"worker process was ended.*memory"):
-        processes.in_workers(end_at, range(8))
-    assert [item for item, *_ in processes.in_workers(told_by, range(3))] == [0, 1, 2]
-
-
-def nap(folder: str) -> None:
-    """A minute's work that leaves a file when it begins."""
-    Path(folder, str(os.getpid())).touch()
-    time.sleep(60)
-
-
-def employer(folder: Path, body: str, *arguments: object) -> subprocess.Popen:
-    """A program of its own, with two threads and in a group of processes of its own."""
-    lines = ["import signal, sys, time, torch", "import test_processes", "from pneumo_lib import processes"]
-    # Jobs in the background begin without a handler for interrupts.
-    lines += ["if __name__ == '__main__':", "    signal.signal(signal.SIGINT, signal.default_int_handler)"]
-    lines += ["    torch.set_num_threads(2)", *(f"    {line}" for line in body.splitlines())]
-    (folder / "employer.py").write_text("\n".join(lines))
-    return subprocess.Popen(
-        [sys.executable, folder / "employer.py", *map(str, arguments)],
-        env=environment(PYTHONPATH=str(Path(__file__).parent)),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-
-
-@pytest.mark.slow
-def test_an_interrupt_ends_what_workers_do_and_leaves_them_ready(tmp_path):
-    body = (
-        "naps = [sys.argv[1]] * 8\n"
-        "for work, items, pause in ((abs, [0, 0], 60), (test_processes.nap, naps, 0), (abs, [-1, -2], 0)):\n"
-        "    try:\n        print(*processes.in_workers(work, items), flush=True)\n        time.sleep(pause)\n"
-        "    except KeyboardInterrupt:\n        print('interrupted', flush=True)\n"
-    )
-    naps = tmp_path / "naps"
-    naps.mkdir()
-    started = employer(tmp_path, body, naps)
-    assert started.stdout.readline() == "0 0\n"
-    os.killpg(started.pid, signal.SIGINT)  # a worker is idle, another may still be starting
-    wait_for(lambda: len(list(naps.iterdir())) == 2, 120)
-    os.killpg(started.pid, signal.SIGINT)  # both work
-    rest, complaints = started.communicate(timeout=50)
-    assert (rest, complaints) == ("interrupted\ninterrupted\n1 2\n", "")
-
-
-@pytest.mark.slow
-def test_workers_do_not_outlive_the_process_that_employs_them(tmp_path):
-    body = (
-        "print(*{worker for _, worker, _ in processes.in_workers(test_processes.told_by, range(20))}, flush=True)\n"
-        "time.sleep(60)\n"
-    )
-    started = employer(tmp_path, body)
-    workers = started.stdout.readline().split()
-    assert workers and not any(gone(worker) for worker in workers)
-    started.kill()
-    started.wait()
-    for worker in workers:
-        wait_for(lambda worker=worker: gone(worker), 20)
 
 
 # ---- several ---------------------------------------------------------------------------------------------------------
@@ -317,14 +204,6 @@ def workers(launcher: int) -> dict[int, int]:
             continue
         found |= {int(text[5:]): int(stat.parent.name) for text in variables if text.startswith(b"RANK=")}
     return found
-
-
-def wait_for(true: Callable[[], bool], seconds: float = 120) -> None:
-    for _ in range(int(seconds * 20)):
-        if true():
-            return
-        time.sleep(0.05)
-    raise AssertionError(f"still not so after {seconds} s")
 
 
 def wait_for_epochs(folder: Path) -> None:

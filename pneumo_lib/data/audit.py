@@ -18,9 +18,11 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 from scipy.stats import norm
+from torch import Tensor
 
 from pneumo_lib import runtime
 from pneumo_lib.data import registration
@@ -32,7 +34,10 @@ FINE, COARSE = 64, 32
 NEIGHBOURS = 4  # candidates per film and split: copies within one split must not hide those in another
 ZOOMS = (1.0, 0.95, 1.05)  # a trimmed copy is its original, magnified
 LIKELY, GATE = 0.5, 0.8  # correlation before, and coarsely after registration, below which no time is spent on a pair
-CHUNK, BATCH = 512, 32  # films searched and pairs registered at a time: bounds the memory, and fits the processor cache
+CHUNK, BATCH = (
+    512,
+    128,
+)  # films searched and pairs registered at a time: bounds the memory, and fits the processor cache
 _smooth = partial(gaussian_filter, axes=(1, 2), mode="nearest")
 
 
@@ -93,6 +98,7 @@ def audit(image_set: ImageSet, *, hashes: bool = True, planted: int = 60, seed: 
     images, table = image_set.images, image_set.table.reset_index(drop=True)
     if len(table) < 2:
         raise DataError(f"The audit of {image_set.root} got {len(table)} films; to compare, it needs at least two.")
+    runtime.keep_memory()
     rng, rows, films = np.random.default_rng(seed), np.arange(len(table)), _describe(images)
     scored = _score(films, films, _candidates(films, films, table.split.to_numpy(), differ=rows))
     copies = _planted(image_set, films, rng.permutation(rows)[:planted], rng)
@@ -147,10 +153,10 @@ def _candidates(query: _Films, films: _Films, part: np.ndarray, *, differ: np.nd
     """(M, 2) rows of a query and of a nearest film in each ``part``; ``differ`` names what they must not share."""
     mean, found = films.coarse.mean(0), [np.empty((0, 2), int)]
     targets = _vectors(films.coarse, mean).T
-    poses = [registration.REST * np.float32([zoom, 1, zoom, 1]) for zoom in ZOOMS]
+    poses = [registration.REST * torch.tensor([zoom, 1, zoom, 1]) for zoom in ZOOMS]
     for rows in (slice(start, start + CHUNK) for start in range(0, len(query.coarse), CHUNK)):
-        posed = [registration.warp(query.coarse[rows], pose)[0] for pose in poses]
-        near = np.max([_vectors(coarse, mean) @ targets for coarse in posed], axis=0)
+        posed = [registration.warp(torch.from_numpy(query.coarse[rows]), pose)[0] for pose in poses]
+        near = np.max([_vectors(coarse.numpy(), mean) @ targets for coarse in posed], axis=0)
         if differ is not None:
             near[differ[rows, None] == differ] = -1
         for members in (np.flatnonzero(part == name) for name in np.unique(part)):
@@ -164,25 +170,23 @@ def _score(query: _Films, films: _Films, pairs: np.ndarray) -> pd.DataFrame:
     """Similarity of the pairs, columns a, b and similarity; within one set (a, b) and (b, a) are one pair."""
     pairs = np.unique(np.sort(pairs, axis=1), axis=0) if query is films else pairs
 
-    def similarity(some: np.ndarray) -> np.ndarray:
-        a, b = some.T
-        found = np.zeros(len(some), np.float32)
-        pose, agreement = registration.register(query.coarse[a], films.coarse[b], registration.REST, steps=5)
-        keep = np.flatnonzero(agreement >= GATE)
+    scores = np.zeros(len(pairs), np.float32)
+    for batch in (slice(start, start + BATCH) for start in range(0, len(pairs), BATCH)):
+        a, b = pairs[batch].T
+        fixed, moving = torch.from_numpy(query.coarse[a]), torch.from_numpy(films.coarse[b])
+        pose, agreement = registration.register(fixed, moving, registration.REST, steps=5)
+        keep = np.flatnonzero(agreement.numpy() >= GATE)
         if len(keep):
-            found[keep] = _similarity(query, films, some[keep], pose[keep])
-        return found
-
-    batches = [pairs[start : start + BATCH] for start in range(0, len(pairs), BATCH)]
-    scores = [np.empty(0, np.float32), *runtime.in_threads(similarity, batches)]
-    return pd.DataFrame({"a": pairs[:, 0], "b": pairs[:, 1], "similarity": np.concatenate(scores)})
+            scores[batch][keep] = _similarity(query, films, pairs[batch][keep], pose[keep])
+    return pd.DataFrame({"a": pairs[:, 0], "b": pairs[:, 1], "similarity": scores})
 
 
-def _similarity(query: _Films, films: _Films, pairs: np.ndarray, pose: np.ndarray) -> np.ndarray:
+def _similarity(query: _Films, films: _Films, pairs: np.ndarray, pose: Tensor) -> np.ndarray:
     """Correlation freed of noise. The finer band tells more; its weight falls steeply where noise hides it."""
-    (a, b), larger = pairs.T, pose * np.float32([1, FINE // COARSE, 1, FINE // COARSE])
-    pose, agreement = registration.register(query.fine[a, 0], films.fine[b, 0], larger, steps=4)
-    detail = registration.correlation(query.fine[a, 1], *registration.warp(films.fine[b, 1], pose))
+    (a, b), larger = pairs.T, pose * torch.tensor([1, FINE // COARSE, 1, FINE // COARSE])
+    fixed, moving = torch.from_numpy(query.fine[a]), torch.from_numpy(films.fine[b])
+    pose, agreement = registration.register(fixed[:, 0], moving[:, 0], larger, steps=4)
+    detail = registration.correlation(fixed[:, 1], *registration.warp(moving[:, 1], pose))
     common = query.reliability[a] * films.reliability[b]
     plain, detail = np.minimum(1, np.stack([agreement, detail]) / np.sqrt(common.T))
     return plain + (detail - plain) * common[:, 1] ** 10

@@ -1,12 +1,13 @@
 """One film laid over another: scale and shift along both axes (Gauss-Newton, as in Lucas and Kanade 1981)."""
 
-import numpy as np
+import torch
+from torch import Tensor
 
 MARGIN = 16  # one part in 16 of each side is not compared: trimming changes the filtered films there
-REST = np.float32([[1, 0, 1, 0]])  # a pose: scale x, shift x, scale y, shift y about the centre, in pixels
+REST = torch.tensor([[1.0, 0.0, 1.0, 0.0]])  # a pose: scale x, shift x, scale y, shift y about the centre, in pixels
 
 
-def register(fixed: np.ndarray, moving: np.ndarray, pose: np.ndarray, *, steps: int) -> tuple[np.ndarray, np.ndarray]:
+def register(fixed: Tensor, moving: Tensor, pose: Tensor, *, steps: int) -> tuple[Tensor, Tensor]:
     """Fit the pose of each moving film; return the poses (M, 4) and the correlations of the overlap (M,).
 
     Args:
@@ -19,31 +20,46 @@ def register(fixed: np.ndarray, moving: np.ndarray, pose: np.ndarray, *, steps: 
     return pose, correlation(fixed, *warp(moving, pose))
 
 
-def warp(films: np.ndarray, pose: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def warp(films: Tensor, pose: Tensor) -> tuple[Tensor, Tensor]:
     """(M, n, n) films resampled bilinearly, and a mask of what may be compared."""
-    n, middle = films.shape[-1], np.float32((films.shape[-1] - 1) / 2)
-    pixel, reach = np.arange(n, dtype=np.float32), middle - n // MARGIN
-    at = pose[:, ::2, None] * (pixel - middle) + pose[:, 1::2, None] + middle
-    weights = np.maximum(0, 1 - np.abs(at[..., None] - pixel))
-    inside = ((np.abs(at - middle) <= reach) & (np.abs(pixel - middle) <= reach)).astype(np.float32)
-    return weights[:, 1] @ films @ weights[:, 0].transpose(0, 2, 1), inside[:, 1, :, None] * inside[:, 0, None, :]
+    n, middle = films.shape[-1], (films.shape[-1] - 1) / 2
+    pixel, reach = torch.arange(n) - middle, middle - n // MARGIN
+    at = pose[:, ::2, None] * pixel + pose[:, 1::2, None]
+    weights = (1 - (at[..., None] - pixel).abs_()).clamp_(min=0)
+    inside = ((at.abs() <= reach) & (pixel.abs() <= reach)).float()
+    return weights[:, 1] @ films @ weights[:, 0].mT, inside[:, 1, :, None] * inside[:, 0, None, :]
 
 
-def _gauss_newton(fixed: np.ndarray, moving: np.ndarray, pose: np.ndarray) -> np.ndarray:
+def _gauss_newton(fixed: Tensor, moving: Tensor, pose: Tensor) -> Tensor:
     """One step of least squares in pose, gain and offset, kept within 15 % of scale and a tenth of the film."""
     n = fixed.shape[-1]
-    centred = (np.arange(n, dtype=np.float32) * 2 - (n - 1)) / n
+    centred = (2 * torch.arange(n) - (n - 1)) / n
     warped, inside = warp(moving, pose)
-    dy, dx = np.gradient(warped, axis=(1, 2))
-    columns = np.stack([dx * centred, dx, dy * centred[:, None], dy, warped, np.ones_like(warped)], 1)
-    jacobian = (columns * inside[:, None]).reshape(len(fixed), 6, -1)
-    normal = jacobian @ jacobian.transpose(0, 2, 1) + 1e-3 * n * np.eye(6, dtype=np.float32)
-    fit = np.linalg.solve(normal, jacobian @ (fixed * inside).reshape(len(fixed), -1, 1))[..., 0]
-    move = np.clip(fit[:, :4] / np.maximum(fit[:, 4:5], 0.3), -1.5, 1.5) * np.float32([2 / n, 1, 2 / n, 1])
-    return REST + np.clip(pose + move - REST, *np.outer([-1, 1], np.float32([0.15, n / 10, 0.15, n / 10])))
+    columns = torch.empty(len(fixed), 7, n, n)  # written in place: to stack and mask copies takes longer than the rest
+    for slope, axis in ((columns[:, 1], 2), (columns[:, 3], 1)):
+        torch.mul(_gradient(warped, axis), inside, out=slope)
+    torch.mul(columns[:, 1], centred, out=columns[:, 0])
+    torch.mul(columns[:, 3], centred[:, None], out=columns[:, 2])
+    torch.mul(warped, inside, out=columns[:, 4])
+    columns[:, 5], columns[:, 6] = inside, fixed
+    products = torch.bmm(columns.flatten(2), columns.flatten(2).mT)
+    fit = torch.linalg.solve(products[:, :6, :6] + 1e-3 * n * torch.eye(6), products[:, :6, 6])
+    move = (fit[:, :4] / fit[:, 4:5].clamp(min=0.3)).clamp(-1.5, 1.5) * torch.tensor([2 / n, 1, 2 / n, 1])
+    most = torch.tensor([0.15, n / 10, 0.15, n / 10])
+    return REST + (pose + move - REST).clamp(-most, most)
 
 
-def correlation(a: np.ndarray, b: np.ndarray, inside: np.ndarray) -> np.ndarray:
-    """(M,) correlations of (M, n, n) films where the mask says so."""
-    a, b = ((x - np.mean(x, (1, 2), where=inside > 0, keepdims=True)) * inside for x in (a, b))
-    return (a * b).sum((1, 2)) / np.sqrt((a * a).sum((1, 2)) * (b * b).sum((1, 2)) + 1e-9)
+def _gradient(films: Tensor, axis: int) -> Tensor:
+    """Central differences along an axis, one-sided at both ends; `torch.gradient` does the same, more slowly."""
+    n, slope = films.shape[axis], torch.empty_like(films)
+    torch.sub(films.narrow(axis, 2, n - 2), films.narrow(axis, 0, n - 2), out=slope.narrow(axis, 1, n - 2)).div_(2)
+    for at, before in ((0, 0), (n - 1, n - 2)):
+        torch.sub(films.select(axis, before + 1), films.select(axis, before), out=slope.select(axis, at))
+    return slope
+
+
+def correlation(a: Tensor, b: Tensor, inside: Tensor) -> Tensor:
+    """(M,) correlations of (M, n, n) films where the mask, 0 or 1, says so."""
+    n = inside.sum((1, 2), keepdim=True)
+    a, b = ((x - (x * inside).sum((1, 2), keepdim=True) / n) * inside for x in (a, b))
+    return (a * b).sum((1, 2)) / ((a * a).sum((1, 2)) * (b * b).sum((1, 2)) + 1e-9).sqrt()
