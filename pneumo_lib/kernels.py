@@ -135,7 +135,7 @@ def _be_kernel(arguments: Sequence[str], folder: str, environment: Mapping[str, 
     try:
         workers.hire()
         workers.end_with_parent()
-        IPKernelApp.launch_instance(list(arguments))
+        IPKernelApp.launch_instance([*arguments, f"--IPKernelApp.parent_handle={os.getppid()}"])
     finally:
         workers.dismiss()  # or the end of this process would wait for theirs
         ended = (resource.getrusage(one) for one in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
