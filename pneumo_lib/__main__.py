@@ -1,5 +1,18 @@
 """`python -m pneumo_lib` is `pneumo`."""
 
-from pneumo_lib.cli import main
+import sys
 
-main()
+from pneumo_lib import forks
+
+
+def main() -> None:
+    """The command line; a report's kernels are prepared while this process still imports what it needs itself."""
+    if sys.argv[1:2] == ["report"]:
+        forks.begin()
+    from pneumo_lib.cli import main
+
+    main()
+
+
+if __name__ == "__main__":
+    main()

@@ -25,7 +25,6 @@ from pneumo_lib import (
     data,
     data_card,
     diagnosis,
-    kernels,
     model_card,
     pipeline,
     processes,
@@ -85,7 +84,6 @@ def make_report(
         raise UsageError(f"There are no notebooks in {runtime.project_root()}; run this from a clone of the project.")
     values = given(preset, data_dir, parameters)
     report.check_parameters(notebooks, values)
-    kernels.preload(notebooks)  # while the films are made ready
     config = configs.make(**{k: v for k, v in values.items() if k not in ("run_dir", "cache_dir")})
     folder = runtime.locate(values.pop("run_dir", "") or Path("runs", runs.run_name(config)))
     images = pipeline.open_data(config, values.get("cache_dir", CACHE))

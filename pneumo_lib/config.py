@@ -107,12 +107,12 @@ def _demo() -> dict[str, Any]:
         "autoencoder": Recipe(epochs=3, batch_size=8, lr=2e-3, schedule="cosine", checkpoint_every=1),
         "unet_denoiser": Recipe(epochs=3, batch_size=8, lr=2e-3, schedule="cosine"),
         "classifier": Recipe(epochs=8, batch_size=8, schedule="cosine"),
-        "ablation": Grid(image_size=32, train_images=700, levels=(0.1, 0.25), seeds=(0, 1), epochs=6),
+        "ablation": Grid(image_size=32, train_images=600, levels=(0.1, 0.25), seeds=(0, 1), epochs=5),
         "comparison": Comparison(
-            systems=Scale(image_size=64, epochs=1, train_images=48, val_images=24, test_images=48),
-            architectures=Scale(image_size=64, epochs=1, train_images=32, val_images=24, test_images=24),
-            attention=Scale(image_size=32, epochs=1, train_images=32, val_images=24, test_images=48),
-            controls=Scale(image_size=64, epochs=1, train_images=32, val_images=24, test_images=48),
+            systems=Scale(image_size=64, epochs=1, train_images=32, val_images=16, test_images=32),
+            architectures=Scale(image_size=64, epochs=1, train_images=24, val_images=16, test_images=24),
+            attention=Scale(image_size=32, epochs=1, train_images=24, val_images=16, test_images=32),
+            controls=Scale(image_size=64, epochs=1, train_images=32, val_images=16, test_images=32),
             seeds=(0, 1),
             conditions=("denoised",),
             without=("alexnet", "vgg16"),
@@ -120,7 +120,7 @@ def _demo() -> dict[str, Any]:
         "bootstrap": 300,
         "audit_sample": 10,
         "compare_films": 48,
-        "phantoms": 2.0,
+        "phantoms": 1.8,
     }
 
 

@@ -1,32 +1,24 @@
-"""Notebook kernels that are there at once: copies of one process that has imported what the notebooks import.
+"""Notebook kernels that are there at once: copies of the process that `forks` keeps.
 
-To import PyTorch, and what stands on it, takes every kernel 5 to 10 s. So a report has one process do it, while the
-films are made ready, and each kernel is a fork of that one (`multiprocessing`'s fork server). Linux only; elsewhere,
-and where code has changed since, a kernel starts as Jupyter starts it.
+Where there is none, and where code has changed since it began, a kernel starts as Jupyter starts it.
 """
 
-import ast
 import contextlib
 import multiprocessing
-import multiprocessing.forkserver
 import os
 import signal
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from multiprocessing.connection import Connection
-from pathlib import Path
 from types import ModuleType
 
-import nbformat
 from jupyter_client import AsyncKernelManager
 from jupyter_client.kernelspec import KernelSpec
 
-from pneumo_lib import workers
+from pneumo_lib import forks, workers
 
 if sys.platform == "linux":
     import resource
-
-_loaded: list[tuple[str, int]] = []  # the library's files, with their times, as the fork server found them
 
 
 class FreshKernel(AsyncKernelManager):
@@ -39,7 +31,7 @@ class FreshKernel(AsyncKernelManager):
 
 
 class CopiedKernel(FreshKernel):
-    """Starts the same kernel as a copy of the process that `preload` began.
+    """Starts the same kernel as a copy.
 
     Attributes:
         peak: largest resident size of a copy that has ended, or of its workers, in KiB.
@@ -88,38 +80,10 @@ class _Copy:
                 os.kill(self.pid, number)
 
 
-def preload(notebooks: Iterable[Path]) -> type[FreshKernel]:
-    """Begin to import, in another process, what the notebooks import; says which class starts their kernels.
-
-    It returns at once and may be called again; what the first call of this process began serves all. Code that has
-    changed since would not be seen by a copy, so kernels are fresh from then on.
-    """
-    if sys.platform != "linux":
-        return FreshKernel
-    files = sorted((str(path), path.stat().st_mtime_ns) for path in Path(__file__).parent.rglob("*.py"))
-    if not _loaded:
-        _loaded.extend(files)
-        names = dict.fromkeys(name for notebook in notebooks for name in _imported(notebook))
-        multiprocessing.set_forkserver_preload([__name__, *names, "ipykernel.kernelapp"])
-        multiprocessing.forkserver.ensure_running()
-    return CopiedKernel if files == _loaded else FreshKernel
-
-
-def _imported(notebook: Path) -> list[str]:
-    """Every module that a notebook's code cells import, and every name that may be one: what is none is passed over."""
-    cells = (cell for cell in nbformat.read(notebook, as_version=4).cells if cell.cell_type == "code")
-    names = []
-    for cell in cells:
-        try:
-            statements = ast.walk(ast.parse(cell.source))
-        except SyntaxError:  # its kernel will say so
-            continue
-        for one in statements:
-            if isinstance(one, ast.Import):
-                names += [alias.name for alias in one.names]
-            elif isinstance(one, ast.ImportFrom) and one.module:
-                names += [one.module, *(f"{one.module}.{alias.name}" for alias in one.names)]
-    return names
+def prepared() -> type[FreshKernel]:
+    """The class that starts kernels of the library as it is now; its first call begins what later kernels copy."""
+    forks.begin()
+    return CopiedKernel if forks.begun() else FreshKernel
 
 
 def _be_kernel(arguments: Sequence[str], folder: str, environment: Mapping[str, str], telling: Connection) -> None:

@@ -206,7 +206,7 @@ def _files(run: NotebookRun) -> dict[str, int]:
 
 
 def _run_all(plan: Sequence[NotebookRun], *, progress: bool) -> list[NotebookRun]:
-    runs, failed, kernel = [], False, kernels.preload(run.notebook for run in plan)
+    runs, failed, kernel = [], False, kernels.prepared()
     total = sum(_cells(run) for run in plan if run.status != "reused")
     with tqdm(total=total, unit="cell", disable=not progress, file=sys.stderr, dynamic_ncols=True) as bar:
         for run in plan:

@@ -11,7 +11,9 @@ from multiprocessing import get_context, parent_process
 from typing import Any, TypeVar
 
 import torch
+from threadpoolctl import threadpool_limits
 
+from pneumo_lib import forks
 from pneumo_lib.errors import TrainingError
 
 Item, Made = TypeVar("Item"), TypeVar("Made")
@@ -20,7 +22,12 @@ _pools: dict[tuple[int, int], ProcessPoolExecutor] = {}  # by the number of work
 
 
 def run(
-    function: Callable[[Item], Made], items: Sequence[Item], *, progress: Callable[..., Any] = iter, **title: str
+    function: Callable[[Item], Made],
+    items: Sequence[Item],
+    *,
+    brief: bool = False,
+    progress: Callable[..., Any] = iter,
+    **title: str,
 ) -> list[Made]:
     """function(item) of every item, in order, by workers that share the threads of this process among them.
 
@@ -28,13 +35,14 @@ def run(
     with a GPU, this process does it all. Function and items are pickled, so the function belongs to a module.
 
     Args:
+        brief: all of it takes less time than importing does, so this process does it unless workers can be copied.
         progress: bar, called as ``progress(iterable, **title)``.
 
     Raises:
         TrainingError: a worker was ended from outside.
     """
     workers = min(torch.get_num_threads(), len(items), MOST)
-    if workers < 2 or torch.cuda.is_available():
+    if workers < 2 or torch.cuda.is_available() or (brief and not (_pools or forks.begun())):
         return [function(item) for item in progress(items, **title)]
     coming, running, made = enumerate(items), {}, {}
     try:
@@ -86,10 +94,11 @@ def _submit(workers: int, function: Callable[[Item], Made], item: Item) -> Futur
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
 
 
-def _workers(count: int, method: str = "spawn") -> ProcessPoolExecutor:
-    """They stay for the next call: to start one takes as long as importing PyTorch."""
+def _workers(count: int, method: str = "") -> ProcessPoolExecutor:
+    """They stay for the next call: unless copied, one takes as long to start as importing PyTorch."""
     key = count, torch.get_num_threads() // count
     if key not in _pools:
+        method = method or ("forkserver" if forks.begun() else "spawn")
         _pools[key] = ProcessPoolExecutor(count, get_context(method), _employ, key[1:])
     return _pools[key]
 
@@ -102,6 +111,7 @@ def _employ(threads: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
     torch.set_num_threads(threads)
+    threadpool_limits(threads)  # NumPy's too: those of several workers would spend their time waiting for cores
     os.environ["PNEUMO_QUIET"] = "1"
     end_with_parent()
 

@@ -8,6 +8,7 @@ the vessels and the heart border behind it (the silhouette sign), as on a real f
 Phantoms teach and test; they say nothing about patients.
 """
 
+import functools
 import json
 import os
 import shutil
@@ -20,6 +21,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from pneumo_lib import workers
 from pneumo_lib.data.anatomy import Anatomy, attenuation, branches, field, ramp
 from pneumo_lib.data.cards import CLASSES
 from pneumo_lib.errors import DataError, UsageError
@@ -249,11 +251,15 @@ def _orders(counts: Counts, size: int, seed: int) -> Iterator[_Order]:
 def _write(half: Path, orders: list[_Order], record: dict[str, Any], progress: Callable | None) -> None:
     for place in {Path(half, order.path).parent for order in orders}:
         place.mkdir(parents=True, exist_ok=True)
-    for order in progress(orders, total=len(orders), desc="drawing phantoms") if progress else orders:
-        film = order.draw(size=record["size"], seed=record["seed"])
-        film.save(half / order.path, compress_level=1)  # grain does not compress, so trying harder only takes longer
+    shown = {"progress": progress, "desc": "drawing phantoms"} if progress else {}
+    workers.run(functools.partial(_save, half, record), orders, brief=True, **shown)
     pd.DataFrame([order.row() for order in orders]).to_csv(half / MANIFEST, index=False)
     (half / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def _save(half: Path, record: dict[str, Any], order: _Order) -> None:
+    film = order.draw(size=record["size"], seed=record["seed"])
+    film.save(half / order.path, compress_level=1)  # grain does not compress, so trying harder only takes longer
 
 
 def _files(root: Path) -> set[str]:
