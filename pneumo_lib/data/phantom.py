@@ -251,8 +251,8 @@ def _orders(counts: Counts, size: int, seed: int) -> Iterator[_Order]:
 def _write(half: Path, orders: list[_Order], record: dict[str, Any], progress: Callable | None) -> None:
     for place in {Path(half, order.path).parent for order in orders}:
         place.mkdir(parents=True, exist_ok=True)
-    shown = {"progress": progress, "desc": "drawing phantoms"} if progress else {}
-    workers.run(functools.partial(_save, half, record), orders, brief=True, **shown)
+    bar = functools.partial(progress, total=len(orders), desc="drawing phantoms") if progress else iter
+    workers.run(functools.partial(_save, half, record), orders, brief=True, progress=bar)
     pd.DataFrame([order.row() for order in orders]).to_csv(half / MANIFEST, index=False)
     (half / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
