@@ -68,7 +68,7 @@ class _Copy:
     def wait(self) -> int:
         self._process.join()
         with contextlib.suppress(EOFError):  # it was killed before it could tell
-            CopiedKernel.peak = max(CopiedKernel.peak, self._told.recv())
+            CopiedKernel.peak = max(CopiedKernel.peak, self._told.recv() if self._told.poll() else 0)
         return self._process.exitcode
 
     def send_signal(self, number: int) -> None:

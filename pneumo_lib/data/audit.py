@@ -34,10 +34,7 @@ FINE, COARSE = 64, 32
 NEIGHBOURS = 4  # candidates per film and split: copies within one split must not hide those in another
 ZOOMS = (1.0, 0.95, 1.05)  # a trimmed copy is its original, magnified
 LIKELY, GATE = 0.5, 0.8  # correlation before, and coarsely after registration, below which no time is spent on a pair
-CHUNK, BATCH = (
-    512,
-    128,
-)  # films searched and pairs registered at a time: bounds the memory, and fits the processor cache
+CHUNK, BATCH = 512, 128  # films searched, pairs registered at a time: bounds the memory, and fits the processor cache
 _smooth = partial(gaussian_filter, axes=(1, 2), mode="nearest")
 
 
