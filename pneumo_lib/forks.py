@@ -5,6 +5,8 @@ To import PyTorch, and what stands on it, takes every process 5 to 10 s; a copy 
 
 import multiprocessing
 import multiprocessing.forkserver
+import multiprocessing.resource_tracker
+import signal
 import sys
 from pathlib import Path
 
@@ -17,7 +19,12 @@ def begin() -> None:
         _found.extend(_files())
         # The kernel's module comes last: packages that find it take their process for a notebook's, and warn.
         multiprocessing.set_forkserver_preload(["pneumo_lib.cli", "ipykernel.kernelapp"])
-        multiprocessing.forkserver.ensure_running()
+        multiprocessing.resource_tracker.ensure_running()  # first, since to start it resets the mask below
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # inherited: Ctrl-C is not for the server
+        try:
+            multiprocessing.forkserver.ensure_running()
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
 
 
 def begun() -> bool:

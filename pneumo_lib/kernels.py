@@ -90,6 +90,7 @@ def _be_kernel(arguments: Sequence[str], folder: str, environment: Mapping[str, 
     """What the forked process does: it becomes a kernel, and ends with the process that asked for it."""
     os.setsid()  # as Jupyter does: Ctrl-C in a terminal is for the report, which then ends its kernel
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)

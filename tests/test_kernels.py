@@ -6,6 +6,8 @@ import re
 import signal
 import subprocess
 import sys
+import textwrap
+import time
 from pathlib import Path
 
 import nbformat
@@ -115,3 +117,35 @@ def test_kernel_and_workers_end_with_the_report(tmp_path, number):
     report.communicate(timeout=60)
     for pid in pids:
         wait_for(lambda pid=pid: gone(pid), 20)
+
+
+@pytest.mark.slow
+def test_an_interrupt_is_not_for_the_process_that_is_copied(tmp_path):
+    program = (
+        "import multiprocessing, time\nfrom pneumo_lib import forks\nforks.begin()\nprint('begun', flush=True)\n"
+        "try:\n    time.sleep(60)\nexcept KeyboardInterrupt:\n"
+        "    copy = multiprocessing.get_context('forkserver').Process(target=print, args=('copied',))\n"
+        "    copy.start()\n    copy.join()\n"
+    )
+    (tmp_path / "program.py").write_text("if __name__ == '__main__':\n" + textwrap.indent(program, "    "))
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+    started = subprocess.Popen([sys.executable, tmp_path / "program.py"], **options)
+    assert started.stdout.readline() == "begun\n"
+    time.sleep(1)  # the server is importing
+    os.killpg(started.pid, signal.SIGINT)
+    assert started.communicate(timeout=100) == ("copied\n", "")
+
+
+@pytest.mark.slow
+def test_the_command_line_begins_it_for_a_report_alone(tmp_path):
+    program = (
+        "import sys\nfrom pneumo_lib import __main__, forks\nsys.modules['pneumo_lib.cli'] = forks\n"
+        "forks.main, forks.begin = lambda: None, lambda: print('begun')\nsys.argv = sys.argv[1:]\n__main__.main()"
+    )
+
+    def said(*arguments: str) -> str:
+        command = [sys.executable, "-c", program, "pneumo", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path).stdout
+
+    assert said("report", "--preset", "demo") == "begun\n"
+    assert said("report", "--help") == said("doctor") == said() == ""
