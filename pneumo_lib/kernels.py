@@ -3,6 +3,7 @@
 Where there is none, and where code has changed since it began, a kernel starts as Jupyter starts it.
 """
 
+import atexit
 import contextlib
 import multiprocessing
 import os
@@ -61,6 +62,7 @@ class _Copy:
             sys.modules["__main__"] = program
         telling.close()
         self.pid = self._process.pid
+        atexit.register(self.send_signal, signal.SIGKILL)  # multiprocessing would wait for one that is still at work
 
     def poll(self) -> int | None:
         return self._process.exitcode
@@ -73,10 +75,10 @@ class _Copy:
 
     def send_signal(self, number: int) -> None:
         """To the kernel and its workers; to the kernel alone as long as it has no group of its own."""
-        try:
-            os.killpg(self.pid, number)
-        except ProcessLookupError:
-            if self.poll() is None:
+        if self.poll() is None:
+            try:
+                os.killpg(self.pid, number)
+            except ProcessLookupError:
                 os.kill(self.pid, number)
 
 

@@ -120,6 +120,17 @@ def test_kernel_and_workers_end_with_the_report(tmp_path, number):
 
 
 @pytest.mark.slow
+def test_nobody_waits_for_a_kernel_that_was_not_shut_down(tmp_path):
+    program = (
+        "import asyncio\nfrom pneumo_lib import kernels\n\nasync def start():\n    manager = kernels.CopiedKernel()\n"
+        "    await manager.start_kernel()\n    print(manager.provisioner.pid)\n\nasyncio.run(start())\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path, timeout=100)
+    assert ended.returncode == 0 and not re.search("Traceback|leaked", ended.stderr)
+    wait_for(lambda: gone(ended.stdout.strip()), 20)
+
+
+@pytest.mark.slow
 def test_an_interrupt_is_not_for_the_process_that_is_copied(tmp_path):
     program = (
         "import multiprocessing, time\nfrom pneumo_lib import forks\nforks.begin()\nprint('begun', flush=True)\n"
