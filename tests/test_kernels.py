@@ -53,12 +53,12 @@ def write(folder: Path, number: int, *sources: str) -> Path:
     return path
 
 
-def begin(folder: Path, *changed: Path, **environment: str) -> subprocess.Popen:
+def begin(folder: Path, *changed: Path) -> subprocess.Popen:
     """A report of its own process on the notebooks of a folder."""
     (folder / "program.py").write_text(REPORT)
     return subprocess.Popen(
         [sys.executable, folder / "program.py", folder, *changed],
-        env=os.environ | {"ASKED": "for", "OMP_NUM_THREADS": "2"} | environment,
+        env=os.environ | {"ASKED": "for", "OMP_NUM_THREADS": "2"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -104,7 +104,6 @@ def test_code_that_has_changed_is_loaded_by_fresh_kernels(tmp_path):
 def test_kernel_and_workers_end_with_the_report(tmp_path, number):
     source = (
         "import multiprocessing, os, time\nfrom pathlib import Path\n"
-        "from pneumo_lib import workers\n"
         "pids = [os.getpid(), os.getppid(), *(p.pid for p in multiprocessing.active_children())]\n"
         "Path('pids').write_text(' '.join(map(str, pids)))\ntime.sleep(300)"
     )
