@@ -85,6 +85,8 @@ class Config:
             in_range(name, getattr(self, name), 1, 100_000)
         if self.image_size % 32:
             raise UsageError(f"image_size is {self.image_size}; the networks need a multiple of 32.")
+        if self.classifier.crop:
+            raise UsageError(f"the classifier's crop is {self.classifier.crop}; it must be 0, for it sees whole films.")
         one_of("denoiser", self.denoiser, ("autoencoder", "unet_denoiser"))
         one_of("precision", self.precision, ("auto", "bf16", "no"))
         in_range("phantoms", self.phantoms, 0.0, 100.0)
@@ -127,14 +129,14 @@ def _demo() -> dict[str, Any]:
 def _quick() -> dict[str, Any]:
     return {
         "image_size": 256,
-        "autoencoder": Recipe(epochs=3, batch_size=8, lr=2e-3, schedule="cosine", checkpoint_every=1),
-        "unet_denoiser": Recipe(epochs=4, batch_size=8, schedule="cosine"),
+        "autoencoder": Recipe(epochs=5, batch_size=8, lr=2e-3, schedule="cosine", checkpoint_every=1, crop=128),
+        "unet_denoiser": Recipe(epochs=8, batch_size=8, schedule="cosine", crop=128),
         "classifier": Recipe(epochs=5, schedule="cosine"),
         "ablation": Grid(image_size=64, train_images=1500, levels=(0.1, 0.25, 0.5, 1.0), seeds=(0, 1, 2), epochs=5),
         "comparison": Comparison(
             systems=Scale(image_size=64, epochs=3, train_images=1000),
             architectures=Scale(image_size=64, epochs=4, batch_size=16, lr=5e-4, train_images=500, val_images=120),
-            attention=Scale(image_size=48, epochs=4, batch_size=16, lr=5e-4, train_images=300, val_images=120),
+            attention=Scale(image_size=48, epochs=4, batch_size=16, lr=5e-4, train_images=200, val_images=120),
             controls=Scale(image_size=64, epochs=6, train_images=2000, val_images=200),
             seeds=(0, 1, 2),
             without=("alexnet", "vgg16"),

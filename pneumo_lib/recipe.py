@@ -78,6 +78,8 @@ class Recipe:
             (Zhang et al. 2018); 0 blends none. For classifiers.
         ema: decay of the running mean of the weights, which is what is validated and kept; 0 keeps the weights
             themselves.
+        crop: side in pixels of the square cut from each training film at a random place; smaller films, and all of them
+            at 0, are taken whole. For denoisers, which judge a pixel by those around it (Zhang et al. 2017, DnCNN).
     """
 
     epochs: int
@@ -95,6 +97,7 @@ class Recipe:
     augmentation: Augmentation = field(default_factory=Augmentation)
     mixup: float = 0.0
     ema: float = 0.0
+    crop: int = 0
 
     def __post_init__(self) -> None:
         if isinstance(self.augmentation, dict):  # as JSON has it
@@ -102,9 +105,11 @@ class Recipe:
             object.__setattr__(self, "augmentation", Augmentation(**given))
         limits = {"epochs": (1, 10_000), "batch_size": (1, 4096), "lr": (1e-7, 10.0), "checkpoint_every": (0, 10_000)}
         limits |= {"patience": (0, 10_000), "min_delta": (0, 10), "weight_decay": (0, 1), "label_smoothing": (0, 0.9)}
-        limits |= {"mixup": (0, 10), "ema": (0, 0.99999)}
+        limits |= {"mixup": (0, 10), "ema": (0, 0.99999), "crop": (0, 1024)}
         for name, (low, high) in limits.items():
             in_range(name, getattr(self, name), low, high)
+        if self.crop % 32:
+            raise UsageError(f"crop is {self.crop}; the networks need a multiple of 32, or 0 for whole films.")
         one_of("schedule", self.schedule, ("constant", "cosine"))
         one_of("optimizer", self.optimizer, ("adam", "adamw"))
         one_of("imbalance", self.imbalance, ("none", "weighted", "balanced"))
@@ -120,6 +125,7 @@ class Recipe:
             "label_smoothing": "label smoothing",
             "mixup": "mixup",
             "ema": "running mean",
+            "crop": "squares of",
         }
         for name, word in words.items():
             if getattr(self, name):

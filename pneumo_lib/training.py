@@ -35,6 +35,7 @@ from pneumo_lib.training_machinery import (
     resident,
     running_mean,
     share,
+    squares,
     take,
     to_float,
 )
@@ -149,7 +150,8 @@ class Loop:
         self.model.train()
         title = f"{self.task.name}: epoch {epoch} of {recipe.epochs}"
         for number, rows in enumerate(runtime.progress(on_device(steps, self.device), desc=title)):
-            clean, labels = to_float(take(self.images, rows, self.device)), take(self.labels, rows, self.device)
+            chosen, labels = (take(source, rows, self.device) for source in (self.images, self.labels))
+            clean = to_float(squares(chosen, recipe.crop, np.random.default_rng([seed, epoch, number])))
             drawn = noise.named_generator(f"{seed},{epoch},{number}", device=self.device)
             clean, targets = augmentation.augment(clean, recipe.augmentation, drawn), labels
             if recipe.mixup:

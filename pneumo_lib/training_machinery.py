@@ -192,6 +192,15 @@ def take(source: Tensor | np.ndarray, rows: Tensor | np.ndarray, device: torch.d
     return torch.as_tensor(source[rows if isinstance(rows, np.ndarray) else rows.cpu().numpy()], device=device)
 
 
+def squares(films: Tensor, side: int, rng: np.random.Generator) -> Tensor:
+    """(B, H, W) -> (B, side, side), from each film at a place of its own; whole films where side is 0 or not below."""
+    height, width = films.shape[1:]
+    if not 0 < side < min(height, width):
+        return films
+    places = [torch.as_tensor(rng.integers(most - side + 1, size=len(films))) for most in (height, width)]
+    return films.unfold(1, side, 1).unfold(2, side, 1)[torch.arange(len(films)), *places]
+
+
 def to_float(images: Tensor) -> Tensor:
     """(B, H, W) uint8 -> (B, 1, H, W) float32 in [0, 1], channels last."""
     return images[:, None].float().div_(255).contiguous(memory_format=torch.channels_last)

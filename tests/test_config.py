@@ -205,6 +205,12 @@ def test_an_impossible_recipe_is_refused(fields, said):
         Recipe(**fields)
 
 
+def test_a_classifier_sees_whole_films():
+    cut = dataclasses.replace(make("tiny").classifier, crop=32)
+    with pytest.raises(UsageError, match="classifier's crop is 32; it must be 0"):
+        make("tiny", classifier=cut)
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_config_survives_json(name):
     config = preset(name, sigma=0.3, epochs=4, val_fraction=0.2)

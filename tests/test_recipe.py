@@ -36,6 +36,9 @@ def refused(kind, said, **values):
         ("min_delta", 0.0, 10.0, (-1e-9, 11.0, nan)),
         ("weight_decay", 0.0, 1.0, (-1e-4, 1.1, nan)),
         ("label_smoothing", 0.0, 0.9, (-0.1, 0.91, 1.0, nan)),
+        ("mixup", 0.0, 10.0, (-0.1, 10.1, nan)),
+        ("ema", 0.0, 0.99999, (-0.1, 1.0, nan)),
+        ("crop", 0, 1024, (-32, 1056)),
     ],
 )
 def test_each_number_of_a_recipe_has_limits(name, low, high, outside):
@@ -45,6 +48,10 @@ def test_each_number_of_a_recipe_has_limits(name, low, high, outside):
         refused(
             Recipe, rf"^{name} is {value}; it must lie between {low:g} and .*\.$", **({"epochs": 1} | {name: value})
         )
+
+
+def test_a_square_must_fit_the_networks():
+    refused(Recipe, "^crop is 100; the networks need a multiple of 32", epochs=1, crop=100)
 
 
 @pytest.mark.parametrize(
@@ -197,6 +204,9 @@ def test_a_recipe_in_words(recipe, text):
         {"imbalance": "weighted"},
         {"keep": "score"},
         {"keep": "last"},
+        {"mixup": 0.2},
+        {"ema": 0.99},
+        {"crop": 96},
     ],
 )
 def test_whatever_decides_the_training_is_said(change):

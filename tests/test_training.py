@@ -292,6 +292,37 @@ def test_each_epoch_augments_afresh_and_the_seed_decides_how(tmp_path):
     assert seen["one"] == seen["same"] and not set(seen["one"]) & set(seen["other"])
 
 
+def test_squares_come_from_everywhere_in_their_own_film():
+    films = torch.arange(3 * 5 * 7).view(3, 5, 7)
+    drawn = [training_machinery.squares(films, 3, np.random.default_rng(k)) for k in range(300)]
+    possible = [
+        {films[i, y : y + 3, x : x + 3].numpy().tobytes() for y in range(3) for x in range(5)} for i in range(3)
+    ]
+    for i in range(3):
+        assert {square[i].numpy().tobytes() for square in drawn} == possible[i]  # of 15 places none is missed
+
+
+@pytest.mark.parametrize("side", [0, 5, 6, 32])
+def test_films_no_larger_than_the_square_are_taken_whole(side):
+    films = torch.arange(3 * 5 * 7).view(3, 5, 7)
+    assert training_machinery.squares(films, side, np.random.default_rng(0)) is films
+
+
+def test_training_films_are_cut_and_validation_films_never(tmp_path):
+    shown: dict[bool, list[torch.Tensor]] = {True: [], False: []}
+
+    def step(model: nn.Module, clean: torch.Tensor, noisy: torch.Tensor, labels: torch.Tensor) -> Outcome:
+        shown[model.training].append(clean.clone())
+        return DenoisingStep()(model, clean, noisy, labels)
+
+    large = films(4, size=64)
+    fit(nn.Conv2d(1, 1, 3, padding=1), task(step, train=large, val=large, epochs=2, crop=32), tmp_path)
+    assert {films.shape[-2:] for films in shown[True]} == {(32, 32)}
+    assert all(torch.equal(batch, pixels(large)) for batch in shown[False]) and len(shown[False]) == 2
+    first, second = shown[True][: len(shown[True]) // 2], shown[True][len(shown[True]) // 2 :]
+    assert {a.numpy().tobytes() for a in first}.isdisjoint(b.numpy().tobytes() for b in second), "cut anew each epoch"
+
+
 def test_a_denoiser_learns_to_give_back_the_augmented_film(tmp_path):
     pairs = []
 
