@@ -16,7 +16,7 @@ import sys
 import tarfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import pandas as pd
@@ -128,11 +128,11 @@ def two_stages(given: Given, denoiser: str, epochs: tuple[int, int] = (0, 0)) ->
 
 
 def large_denoiser(given: Given) -> None:
-    """Our U-Net twice as wide, on the squared error, with a running mean of its weights."""
+    """Our U-Net twice as wide, on the squared error of squares of the films, with a running mean of its weights."""
     settings = given.config()
     images = pipeline.open_data(settings, given.cache)
-    flipped = Augmentation(flip=True)
-    recipe = Recipe(epochs=given.epochs or 30, schedule="cosine", ema=0.999, keep="last", augmentation=flipped)
+    options = {"schedule": "cosine", "ema": 0.999, "keep": "last", "augmentation": Augmentation(flip=True)}
+    recipe = Recipe(epochs=given.epochs or 20, batch_size=8, lr=5e-4, crop=128, **options)
     task = training.Task(
         step=steps.DenoisingStep("mse"),
         train=pipeline.films(images, "train").draw(given.films, seed=0),
@@ -145,6 +145,8 @@ def large_denoiser(given: Given) -> None:
     runtime.seed_everything(given.seed)
     fitted = training.fit(models.build("unet_denoiser", **LARGE), task, given.place)
     card = {"architecture": "unet_denoiser", "arguments": LARGE, "recipe": recipe.text(), "seed": given.seed}
+    card |= {"parameters": models.count_parameters(fitted.model), "train_images": len(task.train)}
+    card |= {"noise": asdict(task.corruption), "device": runtime.device_name()}
     runs.save_model(given.place, fitted.model, card | {"seconds": float(fitted.history["seconds"].sum())})
     write_quality(given, runs.load_model(given.place), images)
 
@@ -154,7 +156,7 @@ def write_quality(given: Given, denoiser: runs.SavedModel, images: ImageSet) -> 
     films = pipeline.films(images, "test").draw(given.films, seed=0)
     methods = {denoiser.card["architecture"]: evaluation.network_denoiser(denoiser.model)}
     table = evaluation.denoising_quality(methods, films, evaluation.View("gaussian", 0.5, given.seed))
-    write(given.place / "quality.csv", table.round(5))
+    write(given.place / publishing.QUALITY, table.round(5))
     print(evaluation.summarise_quality(table).to_string())
 
 
@@ -403,6 +405,11 @@ def publish(out: Path, figures: Path) -> None:
         job, _, seed = done.parent.name.replace("_", " ").partition(":")
         if job in PUBLISHED:
             publish_seed(done.parent, figures / evidence.SEEDS / PUBLISHED[job] / f"seed_{seed}")
+        if job == "large U-Net":
+            place = figures / publishing.DENOISERS / "unet_denoiser_large" / f"seed_{seed}"
+            runs.write_card(place, answers.read_card(done.parent))
+            for name in ("history.csv", publishing.QUALITY):
+                write(place / name, pd.read_csv(done.parent / name))
         if job == "sources":
             place = figures / publishing.SOURCES / f"seed_{seed}"
             card = answers.read_card(done.parent)

@@ -161,7 +161,7 @@ def architecture_trials(run: Run, cache_dir: str | Path) -> list[Trial]:
     config, scale = run.config, run.config.comparison.architectures
     films = _own(run, scale, cache_dir)
     behind, planned = train_denoiser(run, films, scale), []
-    names = (*ARCHITECTURES, "cnn2", "cnn3", "cnn4", "cnn5", "resnet34")
+    names = (*ARCHITECTURES, "resnet34", "cnn4", "cnn5", "cnn3", "cnn2")  # the longest first: no worker waits long
     for name in (name for name in names if name not in config.comparison.without):
         recipe = SYSTEMS["aernet"].shortened(scale).recipe
         system = replace(SYSTEMS[name], recipe=recipe, image_size=films.images.shape[-1], denoiser="")

@@ -135,8 +135,8 @@ def _quick() -> dict[str, Any]:
         "ablation": Grid(image_size=64, train_images=1500, levels=(0.1, 0.25, 0.5, 1.0), seeds=(0, 1, 2), epochs=5),
         "comparison": Comparison(
             systems=Scale(image_size=64, epochs=3, train_images=1000),
-            architectures=Scale(image_size=64, epochs=4, batch_size=16, lr=5e-4, train_images=500, val_images=120),
-            attention=Scale(image_size=48, epochs=4, batch_size=16, lr=5e-4, train_images=200, val_images=120),
+            architectures=Scale(image_size=64, epochs=4, batch_size=16, lr=5e-4, train_images=400, val_images=120),
+            attention=Scale(image_size=48, epochs=4, batch_size=16, lr=5e-4, train_images=160, val_images=120),
             controls=Scale(image_size=64, epochs=6, train_images=2000, val_images=200),
             seeds=(0, 1, 2),
             without=("alexnet", "vgg16"),

@@ -9,7 +9,7 @@ from typing import Any
 import jinja2
 import pandas as pd
 
-from pneumo_lib import answers, arms, claims, evidence, robustness, runs, runtime, standings
+from pneumo_lib import answers, arms, claims, evaluation, evidence, robustness, runs, runtime, standings
 from pneumo_lib.answers import PREDICTIONS, Finished
 from pneumo_lib.metrics import Estimate
 from pneumo_lib.robustness import CORRUPTIONS
@@ -23,6 +23,7 @@ TITLES = {
 }
 SEEDS_HEAD = "Each system over its seeds (weights, order, noise and validation split differ), test films:\n"
 SOURCES = "controls/source_of_the_film"
+DENOISERS, QUALITY = "denoisers", "quality.csv"
 VARIANTS_HEAD = (
     "Variants of the recipe of `resnet18_s2d`, means over seeds, one thing changed in each; rows of one size and "
     "length (those named small, those named short) are to be held against each other:\n"
@@ -219,7 +220,7 @@ def evidence_texts(target: Path) -> dict[str, str]:
     parts = [SEEDS_HEAD, tables["seeds"], rerun, evidence.comparison(said), VARIANTS_HEAD]
     cut = evidence.told_cut(said, evidence.repeated(target, evidence.VALIDATION))
     parts += [tables["variants"], cut, ARMS_HEAD, tables["arms"], arms.verdict(arms.paired(arms.read(target))) + "\n"]
-    parts += [told] if (told := sources_told(target)) else []
+    parts += [told for told in (sources_told(target), denoisers_told(target)) if told]
     return {"evidence.md": "\n".join(parts), "claims.md": tables["claims"]}
 
 
@@ -238,6 +239,26 @@ def sources_told(target: Path) -> str:
         f"{card['train_images']:,} clean films, {card['epochs']} epochs, mean of {len(done)} seeds) "
         f"recognises {told} among the test films; mean recall {mean:.1%}, by chance {1 / len(names):.1%}.\n"
     )
+
+
+def denoisers_told(target: Path) -> str:
+    """How well denoisers that were trained apart restore test films, in a sentence; nothing where none was published.
+
+    A film's PSNR and SSIM are the means over the seeds; the intervals are over films, as elsewhere.
+    """
+    told = []
+    for folder in sorted((target / DENOISERS).glob("*")):
+        places = sorted(folder.glob("seed_*"))
+        card, films = answers.read_card(places[0]), pd.concat(pd.read_csv(place / QUALITY) for place in places)
+        means = films.groupby(["method", "path"], as_index=False)[["psnr", "ssim"]].mean()
+        row = evaluation.summarise_quality(means).iloc[0]
+        told.append(
+            f"`{folder.name}` ({card['parameters']:,} parameters, {card['train_images']:,} films; {card['recipe']}; "
+            f"{len(places)} seed{'s' * (len(places) > 1)}) {row['psnr']:.2f} dB [{row['psnr_low']:.2f}, "
+            f"{row['psnr_high']:.2f}], SSIM {row['ssim']:.3f} [{row['ssim_low']:.3f}, {row['ssim_high']:.3f}] on "
+            f"{row['n']:,} test films with noise {card['noise']['strength']:g}"
+        )
+    return f"Denoisers trained apart from the report: {'; '.join(told)}.\n" if told else ""
 
 
 def publish_evidence(target: Path) -> None:

@@ -249,6 +249,21 @@ def test_what_a_network_knows_of_sources_is_told_over_its_seeds(tmp_path):
     assert told.endswith("mean recall 83.3%, by chance 33.3%.\n")
 
 
+def test_what_denoisers_reach_is_told_film_by_film_over_their_seeds(tmp_path):
+    assert publish.denoisers_told(tmp_path) == ""
+    card = {"parameters": 3900000, "train_images": 4526, "recipe": "20 epochs", "noise": {"strength": 0.5}}
+    for seed, low in enumerate((27.0, 28.0)):
+        place = tmp_path / publish.DENOISERS / "large" / f"seed_{seed}"
+        place.mkdir(parents=True)
+        films = pd.DataFrame({"path": [f"{k}.png" for k in range(40)], "label": 0, "method": "unet_denoiser"})
+        films = films.assign(psnr=[low, low + 1] * 20, ssim=[0.7, 0.8] * 20)
+        films.to_csv(place / publish.QUALITY, index=False)
+        (place / "model.json").write_text(json.dumps(card))
+    told = publish.denoisers_told(tmp_path)
+    assert "`large` (3,900,000 parameters, 4,526 films; 20 epochs; 2 seeds) 28.00 dB [27.8" in told
+    assert "SSIM 0.750 [0.73" in told and told.endswith("on 40 test films with noise 0.5.\n")
+
+
 # ---- what is published -----------------------------------------------------------------------------------------------
 
 
