@@ -186,7 +186,7 @@ def verdict(table: pd.DataFrame) -> str:
         low, high = noise_rows["difference"].min(), noise_rows["difference"].max()
         seeds = int(part["seeds"].iloc[0])
         behind = f"({seeds} seed{'s' if seeds > 1 else ''})"
-        rest = f"under gaussian noise the difference is {low:+.1%} to {high:+.1%} {behind}"
+        rest = f"under gaussian noise the difference is {low:+z.1%} to {high:+z.1%} {behind}"
         found = "; it ".join(parts) or "makes no difference that every seed confirms at any level of any corruption"
         if seeds == 1:
             found = "was tried under one seed, from which nothing is concluded"

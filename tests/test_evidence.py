@@ -229,6 +229,12 @@ def test_arms_that_no_seed_shares_are_not_paired():
     assert arms.paired(found).empty and "cnn2" not in arms.verdict(arms.paired(found))
 
 
+def test_a_difference_that_rounds_to_nothing_has_no_minus():
+    row = {"network": "cnn2", "kind": "gaussian", "level": 0.5, "seeds": 2, "difference": -0.0003, "p": 1.0}
+    told = arms.verdict(pd.DataFrame([row | {"better": False, "worse": False}]))
+    assert "the difference is +0.0% to +0.0% (2 seeds)" in told
+
+
 def test_a_folder_without_arms_says_what_makes_them(tmp_path):
     with pytest.raises(DataError, match=r"arms holds no NETWORK/ARM_seed_K.csv"):
         arms.read(tmp_path)
