@@ -136,7 +136,7 @@ def _quick() -> dict[str, Any]:
         "comparison": Comparison(
             systems=Scale(image_size=64, epochs=3, train_images=1000),
             architectures=Scale(image_size=64, epochs=4, batch_size=16, lr=5e-4, train_images=400, val_images=120),
-            attention=Scale(image_size=48, epochs=4, batch_size=16, lr=5e-4, train_images=160, val_images=120),
+            attention=Scale(image_size=48, epochs=4, batch_size=16, lr=5e-4, train_images=300, val_images=120),
             controls=Scale(image_size=64, epochs=6, train_images=2000, val_images=200),
             seeds=(0, 1, 2),
             without=("alexnet", "vgg16"),

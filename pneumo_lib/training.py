@@ -3,7 +3,7 @@
 What differs between the two is a `Step` (see `steps`). Accelerate owns the device, the precision and the processes.
 Order, augmentation and noise are functions of (seed, epoch, step), and each process draws those of the whole batch and
 keeps its own rows: several processes, or a run that was killed and started again, meet exactly the films that one
-uninterrupted process would. Dropout draws from torch's global generator, whose state is stored after every epoch; batch
+uninterrupted process would. Dropout draws from torch's global generator, whose state is stored with the rest; batch
 normalisation sees the rows of its own process only.
 """
 
@@ -86,8 +86,9 @@ class Task:
 def fit(model: nn.Module, task: Task, folder: Path) -> Fitted:
     """Train a network, or take up where an earlier call stopped.
 
-    After every epoch the state is stored in `folder`; a run killed at any moment and started again ends with the
-    same weights. A folder whose training has ended gives its result at once.
+    After every epoch the state is stored in `folder`, or after some where a large one would hold up short epochs; a
+    run killed at any moment and started again ends with the same weights. A folder whose training has ended gives its
+    result at once.
 
     Args:
         model: fresh weights; trained in place.
@@ -131,7 +132,7 @@ class Loop:
         self.weights = class_weights(task.train.labels, task.recipe.imbalance).to(self.device)
 
     def run_epoch(self) -> None:
-        """Train on every film once, validate, store the state."""
+        """Train on every film once, validate, record it."""
         epoch, every, start = len(self.state.history) + 1, self.task.recipe.checkpoint_every, time.perf_counter()
         row = {"epoch": epoch} | self.train(epoch) | self.validate()
         row |= {"lr": self.optimizer.param_groups[0]["lr"], "seconds": time.perf_counter() - start}
@@ -240,8 +241,8 @@ class Loop:
         return f"at step {step + 1} of {len(losses)}, films {', '.join(names[:most])}{more}"
 
     def _not_a_number(self, where: str) -> TrainingError:
-        done = len(self.state.history)
-        kept = f"The state after epoch {done} is kept in {self.folder}. " if done else ""
+        done, newest = len(self.state.history), self.state.kept
+        kept = f"The state after epoch {newest} is kept in {self.folder}. " if newest else ""
         return TrainingError(
             f"{self.task.name}: the loss is not a number in epoch {done + 1}, {where} "
             f"(learning rate {self.optimizer.param_groups[0]['lr']:g}). {kept}"

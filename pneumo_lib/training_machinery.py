@@ -7,6 +7,7 @@ is killed at any moment leaves a whole state, from which the next one goes on.
 import hashlib
 import json
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,9 @@ from pneumo_lib import processes, runs
 from pneumo_lib.errors import TrainingError
 from pneumo_lib.recipe import Recipe
 
+CHEAP = 0.2  # seconds: a state that takes no longer to write is written after every epoch
+PART = 0.05  # of the time of a training that larger ones may take
+
 
 class TrainingState:
     """The memory of one training, in a folder `state_NNNN` named after its newest epoch.
@@ -27,6 +31,7 @@ class TrainingState:
     Attributes:
         history: one row per epoch.
         best: the weights of the best epoch so far, copies on the CPU.
+        kept: the newest epoch that is on the disk; 0 for none.
 
     Args:
         folder: of the training.
@@ -38,6 +43,7 @@ class TrainingState:
         self.folder, self.recipe, self.fingerprint = folder, recipe, fingerprint
         self.history: list[dict[str, float]] = []
         self.best: dict[str, Tensor] = {}
+        self.kept, self.cost, self.since = 0, 0.0, time.perf_counter()
 
     @property
     def best_epoch(self) -> int:
@@ -76,21 +82,36 @@ class TrainingState:
                 f"{self.folder} holds a training with other data, recipe, seed or starting weights. "
                 "Choose another run folder, or delete this one."
             )
-        self.history = stored["history"]
+        self.history, self.kept = stored["history"], len(stored["history"])
         self.best = runs.read_weights(states[-1] / "best.safetensors")
         if not self.finished:
             accelerator.load_state(states[-1])
 
     def add(self, row: dict[str, float], model: nn.Module, accelerator: Accelerator) -> None:
-        """Record an epoch that has ended, with copies of its weights if it is the best, and store the state."""
+        """Record an epoch that has ended, with copies of its weights if it is the best, and store the state.
+
+        A state that takes long to write is left out after epochs so short that writing would hold them up: a training
+        that is killed loses at most twenty times what writing takes, and an epoch.
+        """
         self.history.append(row)
         if self.best_epoch == len(self.history):
             self.best = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
-        temporary = self.folder / "state.tmp"
+        if self.finished or processes.by_first(lambda: self.due):
+            self._store(accelerator)
+
+    @property
+    def due(self) -> bool:
+        """Whether to write a state of an unfinished training: what the last one cost has been earned."""
+        return self.cost <= max(CHEAP, PART * (time.perf_counter() - self.since))
+
+    def _store(self, accelerator: Accelerator) -> None:
+        start, temporary = time.perf_counter(), self.folder / "state.tmp"
         if not self.finished:  # a finished training needs no optimiser any more
             accelerator.save_state(temporary)
             accelerator.wait_for_everyone()
         processes.by_first(lambda: self._complete(temporary))
+        self.kept, self.since = len(self.history), time.perf_counter()
+        self.cost = self.since - start
 
     def _complete(self, temporary: Path) -> None:
         runs.save_weights(temporary / "best.safetensors", self.best)

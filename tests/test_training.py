@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -815,6 +816,26 @@ def test_what_a_killed_process_left_half_written_is_cleared(tmp_path):
 
 
 # a loss that is not a number
+
+
+def test_a_state_that_would_hold_up_short_epochs_is_written_more_rarely(tmp_path, monkeypatch):
+    whole = fit(network(), task(epochs=4), tmp_path / "whole")
+    monkeypatch.setattr(training_machinery, "CHEAP", 0)
+    monkeypatch.setattr(training_machinery, "PART", 0)  # no time is long enough for a second one
+    with pytest.raises(TrainingError, match=r"not a number in epoch 3, .* The state after epoch 1 is kept in"):
+        fit(network(), task(epochs=4, step=broken(at=8)), tmp_path / "stopped")
+    assert [path.name for path in (tmp_path / "stopped").glob("state*")] == ["state_0001"]
+    resumed = fit(network(), task(epochs=4), tmp_path / "stopped")
+    assert same_weights(resumed.model.state_dict(), whole.model.state_dict()) and curve(resumed) == curve(whole)
+    assert [path.name for path in (tmp_path / "stopped").glob("state*")] == ["state_0004"], "the last one always is"
+
+
+def test_states_are_written_again_once_enough_time_has_passed(tmp_path):
+    state = training_machinery.TrainingState(tmp_path, Recipe(epochs=9), "")
+    state.cost, state.since = 3.0, time.perf_counter() - 70
+    assert state.due
+    state.since = time.perf_counter() - 50
+    assert not state.due
 
 
 def broken(at: int, *, training_only: bool = True) -> Tampered:
