@@ -389,6 +389,7 @@ def worth(path: Path) -> int:
 
 PUBLISHED = {  # jobs that become SYSTEM/seed_K
     "main": evidence.OURS,
+    "source": evidence.SOURCE_FULL,
     "source 23 + 10": evidence.SOURCE,
     "balanced": "resnet18_s2d_balanced",
     "short mirrored": "resnet18_s2d_short_mirrored",

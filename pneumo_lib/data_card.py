@@ -12,11 +12,12 @@ import pandas as pd
 from pneumo_lib import publish, runs
 from pneumo_lib.data.audit import read_pairs
 from pneumo_lib.data.cards import card_for
+from pneumo_lib.data.inventory import LEARNT
 from pneumo_lib.errors import DataError
+from pneumo_lib.evidence import DATA as FACTS
 
-FACTS, CARD, METRICS = "data_card.json", "data_card.md", "metrics.json"
+CARD, METRICS = "data_card.md", "metrics.json"
 SPLITS = ("train", "val", "test", "noisy_test")  # in this order, others behind them
-SEEN = ("train", "val")
 
 
 def store(folder: Path, facts: dict[str, Any]) -> Path:
@@ -67,12 +68,12 @@ def copies(pairs: pd.DataFrame, films: pd.Series) -> pd.DataFrame:
         films: number of films by split.
     """
     rows = []
-    for split in (name for name in films.index if name not in SEEN):
+    for split in (name for name in films.index if name not in LEARNT):
         row = {"split": split, "films": f"{films[split]:,}"}
         for kind in ("exact", "near"):
             found = pairs[pairs["kind"] == kind]
-            forward = found["path_a"][(found["split_a"] == split) & found["split_b"].isin(SEEN)]
-            backward = found["path_b"][(found["split_b"] == split) & found["split_a"].isin(SEEN)]
+            forward = found["path_a"][(found["split_a"] == split) & found["split_b"].isin(LEARNT)]
+            backward = found["path_b"][(found["split_b"] == split) & found["split_a"].isin(LEARNT)]
             row[f"{kind} copy in train"] = f"{len({*forward, *backward}):,}"
         rows.append(row)
     return pd.DataFrame(rows)
@@ -99,7 +100,10 @@ def controls(folder: Path, classes: list[str]) -> pd.DataFrame:
 
 def _facts(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
+        facts = json.loads(path.read_text())
+        if "acquainted" not in facts:
+            raise ValueError("an earlier version counted these films, and not whose patients are in training")
+        return facts
     except (OSError, ValueError) as error:
         raise DataError(
             f"{path} cannot be read: {error}. `pneumo cards --data FOLDER` counts the films of a folder and writes it."

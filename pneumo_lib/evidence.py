@@ -5,7 +5,7 @@ predictions.csv of the test films, val.csv of the validation films, history.csv,
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from itertools import permutations
 from pathlib import Path
@@ -15,13 +15,15 @@ import pandas as pd
 
 from pneumo_lib import answers, metrics, pipeline
 from pneumo_lib.answers import PREDICTIONS
+from pneumo_lib.data.audit import read_pairs
 from pneumo_lib.errors import DataError
 from pneumo_lib.metrics import Estimate
 
-SEEDS = "seeds"
+SEEDS, PAIRS, DATA = "seeds", "audit_pairs.csv", "data_card.json"
 VALIDATION = "val.csv"
 MEAN = "mean of the seeds"
 OURS, SOURCE = "resnet18_s2d", "cnn2_on_autoencoder"
+SOURCE_FULL = f"{SOURCE}_full"  # trained as long as the source did
 VARIANTS = {  # of our recipe: folder of the seeds, and what differs
     "resnet18_s2d_balanced": "classes drawn equally often",
     "resnet18_s2d_small": "small: 128 px, 30 epochs",
@@ -81,19 +83,24 @@ def averaged(said: pd.DataFrame) -> pd.DataFrame:
     return mean.assign(predicted=classes[mean[given].to_numpy().argmax(axis=1)])
 
 
-def over_seeds(said: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
+def acquainted(figures: Path) -> set[str]:
+    """Paths of films that stand in training or validation too, or whose patient does; by PAIRS and DATA in figures."""
+    return pipeline.copies(read_pairs(figures / PAIRS)) | set(json.loads((figures / DATA).read_text())["acquainted"])
+
+
+def over_seeds(said: pd.DataFrame, known: Collection[str]) -> pd.DataFrame:
     """Every system under every protocol, over its seeds.
 
     Args:
         said: as `repeated` gives it.
-        pairs: copies, as `data.audit` finds them.
+        known: films that `distinct` leaves out, as `acquainted` names them.
 
     Returns:
-        system, protocol, seeds (number); accuracy, distinct (without copies in training or validation), averaged
+        system, protocol, seeds (number); accuracy, distinct (without those films), averaged
         (`averaged`, with more than one seed): Estimate; lowest and highest accuracy of a seed; recall: by class, means
         over seeds. The interval of a mean is Wilson's as if the films had been tested once.
     """
-    alone, rows = pipeline.without_copies(said, pairs), []
+    alone, rows = said[~said["path"].isin(known)], []
     together = averaged(said)
     for (system, protocol), part in said.groupby(["system", "protocol"], sort=False):
         by_seed = [_right(one) for _, one in part.groupby("seed")]
@@ -180,20 +187,18 @@ def _recall(said: pd.DataFrame, finding: str) -> float:
 
 
 def paired(said: pd.DataFrame, first: str, second: str) -> pd.DataFrame:
-    """Two systems on the same films, seed by seed, and the means of their seeds.
+    """Two systems on the same films, seed by seed, and the means of the seeds that both have.
 
     Returns:
         protocol, seed (a number, or MEAN), difference (Estimate, accuracy of the first minus the second), only_first,
         only_second (films), p (exact McNemar test).
     """
     both = said[said["system"].isin([first, second])]
+    both = both[both.groupby("seed")["system"].transform("nunique") == 2]
     rows = []
     for seed, part in [*both.groupby("seed"), (MEAN, averaged(both))]:
-        if part["system"].nunique() == 2:
-            compared = answers.disagreements(
-                part.sort_values("system", key=lambda names: names != first, kind="stable")
-            )
-            rows.append(compared.assign(seed=seed))
+        ordered = part.sort_values("system", key=lambda names: names != first, kind="stable")
+        rows.append(answers.disagreements(ordered).assign(seed=seed))
     kept = ["protocol", "seed", "difference", "only_first", "only_second", "p"]
     return pd.concat(rows, ignore_index=True)[kept].sort_values("protocol", kind="stable", ignore_index=True)
 
@@ -252,18 +257,17 @@ def readable_ablation(validation: pd.DataFrame, said: pd.DataFrame, epochs: dict
     return pd.DataFrame(rows)
 
 
-def comparison(said: pd.DataFrame) -> str:
-    """OURS against SOURCE in a sentence: differences of the seeds' means and what the paired tests say."""
-    table = paired(said, OURS, SOURCE)
-    parts = []
+def comparison(said: pd.DataFrame, source: str = SOURCE) -> str:
+    """OURS against a source in a sentence: differences of the seeds' means and what the paired tests say."""
+    table, parts = paired(said, OURS, source), []
+    seeds = table.loc[table["seed"] != MEAN, "seed"].unique()
     for protocol, part in table.groupby("protocol", sort=False):
         mean, single = part[part["seed"] == MEAN].iloc[0], part[part["seed"] != MEAN]
         p = "p < 0.001" if mean["p"] < 0.0005 else f"p = {mean['p']:.3f}"
-        sure = int((single["p"] < 0.05).sum())
-        parts.append(
-            f"{protocol} {mean['difference'].percent()} ({p}; below 0.05 for {sure} of {len(single)} single seeds)"
-        )
-    return f"`{OURS}` minus `{SOURCE}`, seeds averaged, exact McNemar test: {'; '.join(parts)}.\n"
+        sure = f"; below 0.05 for {(single['p'] < 0.05).sum()} of {len(single)} single seeds" * (len(seeds) > 1)
+        parts.append(f"{protocol} {mean['difference'].percent()} ({p}{sure})")
+    which = "seeds averaged" if len(seeds) > 1 else f"seed {seeds[0]}"
+    return f"`{OURS}` minus `{source}`, {which}, exact McNemar test: {'; '.join(parts)}.\n"
 
 
 def readable(table: pd.DataFrame) -> pd.DataFrame:
@@ -281,7 +285,7 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
             " / ".join(f"{value:.1%}" for value in recall.values()) for recall in table["recall"]
         ],
         "seeds averaged": [cell.percent() if cell else "" for cell in table["averaged"]],
-        "without copies": [f"{cell.percent()} of {cell.n:,}" for cell in table["distinct"]],
+        "without copies or known patients": [f"{cell.percent()} of {cell.n:,}" for cell in table["distinct"]],
     }
     return pd.DataFrame(cells)
 

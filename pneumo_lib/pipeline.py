@@ -217,11 +217,15 @@ def compare(predictions: pd.DataFrame, source: System | None) -> pd.DataFrame:
     return table.assign(reported=table["protocol"].map(reported).where(own).astype(float))
 
 
+def copies(pairs: pd.DataFrame) -> set[str]:
+    """Paths of the films with an exact or near copy in train or val, by the pairs of `data.audit`."""
+    seen = {"train", "val"}
+    return set(pairs["path_a"][pairs["split_b"].isin(seen)]) | set(pairs["path_b"][pairs["split_a"].isin(seen)])
+
+
 def without_copies(predictions: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
     """The rows whose film has no exact or near copy in train or val, by the pairs of `data.audit`."""
-    seen = {"train", "val"}
-    copies = set(pairs["path_a"][pairs["split_b"].isin(seen)]) | set(pairs["path_b"][pairs["split_a"].isin(seen)])
-    return predictions[~predictions["path"].isin(copies)]
+    return predictions[~predictions["path"].isin(copies(pairs))]
 
 
 def cases(predictions: pd.DataFrame, n: int, *, classes: tuple[str, ...]) -> pd.DataFrame:

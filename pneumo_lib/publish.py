@@ -11,11 +11,11 @@ import pandas as pd
 
 from pneumo_lib import answers, arms, claims, evaluation, evidence, robustness, runs, runtime, standings
 from pneumo_lib.answers import PREDICTIONS, Finished
+from pneumo_lib.evidence import PAIRS
 from pneumo_lib.metrics import Estimate
 from pneumo_lib.robustness import CORRUPTIONS
 from pneumo_lib.runs import Run
 
-PAIRS = "audit_pairs.csv"
 TITLES = {
     "test_noise": "test + noise, denoised",
     "noisy_test": "`noisy_test`, denoised",
@@ -205,7 +205,7 @@ def evidence_tables(figures: Path | None = None) -> dict[str, pd.DataFrame]:
     main = said[~said["system"].isin(evidence.VARIANTS)]
     published = json.loads((figures / "metrics.json").read_text())
     return {
-        "seeds": evidence.readable(evidence.over_seeds(main, pd.read_csv(figures / PAIRS))),
+        "seeds": evidence.readable(evidence.over_seeds(main, evidence.acquainted(figures))),
         "variants": evidence.readable_ablation(validation, said, evidence.fastest_epochs(figures)),
         "arms": arms.readable(arms.scores(arms.read(figures))),
         "claims": claims.table(claims.claims(figures, published)),
@@ -217,7 +217,9 @@ def evidence_texts(target: Path) -> dict[str, str]:
     tables = {name: markdown(table) for name, table in evidence_tables(target).items()}
     said = evidence.repeated(target)
     rerun = evidence.told_reruns(evidence.reruns(said[~said["system"].isin(evidence.VARIANTS)]))
-    parts = [SEEDS_HEAD, tables["seeds"], rerun, evidence.comparison(said), VARIANTS_HEAD]
+    sources = [name for name in (evidence.SOURCE, evidence.SOURCE_FULL) if name in set(said["system"])]
+    against = [evidence.comparison(said, name) for name in sources]
+    parts = [SEEDS_HEAD, tables["seeds"], rerun, *against, VARIANTS_HEAD]
     cut = evidence.told_cut(said, evidence.repeated(target, evidence.VALIDATION))
     parts += [tables["variants"], cut, ARMS_HEAD, tables["arms"], arms.verdict(arms.paired(arms.read(target))) + "\n"]
     parts += [told for told in (sources_told(target), denoisers_told(target)) if told]

@@ -44,6 +44,7 @@ def test_films_patients_and_sizes_are_counted(folder):
     train = films[(films["split"] == "train") & (films["class"] == "NORMAL")].set_index(["source", "licence"])["films"]
     assert train.to_dict() == {("hospital", "CC BY 4.0"): 1, ("hospital", "unknown"): 1, ("paper", "CC BY 4.0"): 1}
     assert facts["patients"] == {"test": 4, "train": 5} and facts["shared"] == {"test, train": 1}
+    assert facts["acquainted"] == ["test/PNEUMONIA/1.png"], "the last film; those of nobody known are not counted"
     assert facts["sizes"]["train"] == {"width": [64, 74, 84], "height": [64, 64, 64]}
     assert facts["sizes"]["test"]["width"] == [64, 64, 74] and facts["unreadable"] == 1
     assert (facts["name"], facts["types"]) == ("chest_xray_kermany", {".png": 10})
@@ -90,8 +91,9 @@ def test_copies_count_films_and_not_pairs():
     assert found == {"split": "test", "films": "5", "exact copy in train": "1", "near copy in train": "2"}
 
 
-def test_damaged_counts_say_how_to_make_them(tmp_path):
-    (tmp_path / data_card.FACTS).write_text("{")
+@pytest.mark.parametrize("content", ["{", '{"films": []}'], ids=["damaged", "of an earlier version"])
+def test_damaged_counts_say_how_to_make_them(tmp_path, content):
+    (tmp_path / data_card.FACTS).write_text(content)
     with pytest.raises(DataError, match=r"data_card\.json cannot be read: .*pneumo cards --data FOLDER"):
         data_card.write(tmp_path)
 

@@ -18,7 +18,6 @@ FIGURES, README = ROOT / "figures", (ROOT / "README.md").read_text()
 CLASSES = ("COVID19", "NORMAL", "PNEUMONIA")
 PATHS = [f"test/{name}/{k}.jpg" for name in CLASSES for k in range(4)]
 LABELS = np.repeat(np.arange(3), 4)
-NO_COPIES = pd.DataFrame(columns=["path_a", "split_a", "path_b", "split_b"], dtype=str)
 
 
 def said(wrong: list[int], sure: float = 0.8, protocol: str = "clean") -> pd.DataFrame:
@@ -47,7 +46,7 @@ def published(tmp_path) -> Path:
 
 
 def test_a_system_is_told_by_the_mean_of_its_seeds_and_their_range(published):
-    table = evidence.over_seeds(evidence.repeated(published), NO_COPIES).set_index("system")
+    table = evidence.over_seeds(evidence.repeated(published), set()).set_index("system")
     good = table.loc["good"]
     assert good["seeds"] == 2 and good["accuracy"].value == pytest.approx(10 / 12) and good["accuracy"].n == 12
     assert (good["lowest"], good["highest"]) == (pytest.approx(9 / 12), pytest.approx(11 / 12))
@@ -57,11 +56,15 @@ def test_a_system_is_told_by_the_mean_of_its_seeds_and_their_range(published):
     assert "83.3 % [55.2, 95.3]" in " ".join(evidence.readable(table.reset_index()).astype(str).to_numpy().ravel())
 
 
-def test_films_with_a_copy_in_training_are_counted_apart(published):
-    pairs = pd.DataFrame({"path_a": ["train/a.jpg"], "split_a": ["train"], "path_b": [PATHS[0]], "split_b": ["test"]})
-    table = evidence.over_seeds(evidence.repeated(published), pairs).set_index("system")
-    alone = table.loc["good", "distinct"]
-    assert alone.n == 11 and alone.value == pytest.approx((11 + 9) / 22)  # film 0 is wrong under both seeds
+def test_films_with_a_copy_or_their_patient_in_training_are_left_out(published):
+    pairs = {"path_a": ["train/a.jpg", PATHS[5]], "split_a": ["train", "test"]}
+    pairs |= {"path_b": [PATHS[0], PATHS[6]], "split_b": ["test", "test"]}  # the second is no copy of training's
+    pd.DataFrame(pairs).to_csv(published / evidence.PAIRS, index=False)
+    (published / evidence.DATA).write_text(json.dumps({"acquainted": [PATHS[0], PATHS[1]]}))
+    known = evidence.acquainted(published)
+    assert known == {PATHS[0], PATHS[1]}
+    alone = evidence.over_seeds(evidence.repeated(published), known).set_index("system").loc["good", "distinct"]
+    assert alone.n == 10 and alone.value == pytest.approx((10 + 9) / 20)  # film 4 alone is wrong, under one seed
 
 
 def test_the_mean_of_the_seeds_decides_by_their_probabilities(published):
@@ -71,7 +74,7 @@ def test_the_mean_of_the_seeds_decides_by_their_probabilities(published):
     assert len(good) == 12
     assert good.loc[PATHS[0], "predicted"] == "NORMAL"  # both seeds say so
     assert good.loc[PATHS[1], "p_COVID19"] == pytest.approx((0.8 + 0.1) / 2)
-    rows = evidence.over_seeds(said_by_all, NO_COPIES).set_index("system")
+    rows = evidence.over_seeds(said_by_all, set()).set_index("system")
     assert rows.loc["bad", "averaged"].value == pytest.approx((good_of(mean, "bad")).mean())
 
 
@@ -86,6 +89,22 @@ def test_two_systems_are_paired_seed_by_seed(published):
     assert (table.loc[0, "only_first"], table.loc[0, "only_second"]) == (4, 0)
     assert table.loc[0, "p"] == pytest.approx(2 * 0.5**4) and table.loc[0, "difference"].value == pytest.approx(4 / 12)
     assert (table.loc[1, "only_first"], table.loc[1, "only_second"]) == (4, 2)  # 5, 6, 7, 8 against 0, 1
+
+
+def test_only_seeds_that_both_have_are_averaged_and_paired(published):
+    three = pd.concat([evidence.repeated(published), said([0, 1, 2]).assign(system="good", seed=2)])
+    assert evidence.paired(three, "good", "bad").equals(evidence.paired(evidence.repeated(published), "good", "bad"))
+
+
+@pytest.mark.parametrize(("seeds", "told"), [((0, 1), "seeds averaged"), ((1,), "seed 1")])
+def test_the_comparison_with_a_source_says_on_how_many_seeds_it_stands(published, monkeypatch, seeds, told):
+    monkeypatch.setattr(evidence, "OURS", "good")
+    table = evidence.repeated(published)
+    text = evidence.comparison(table[(table["system"] == "good") | table["seed"].isin(seeds)], "bad")
+    assert text.startswith(f"`good` minus `bad`, {told}, exact McNemar test: clean ") and text.endswith(").\n")
+    assert ("of 2 single seeds" in text) == (len(seeds) > 1)
+    if seeds == (1,):
+        assert "16.7 %" in text and "(p = 0.688)" in text  # 4 films against 2
 
 
 def test_variants_are_held_against_each_other_on_validation(published):
@@ -161,6 +180,19 @@ def test_every_reported_accuracy_has_its_row():
     accuracies = {0.9457, 0.9697, 0.953, 0.972, 0.969, 0.852, 0.893, 0.915, 0.932, 0.941, 0.961, 0.97, 0.875, 0.9375}
     assert accuracies <= reported and round(505 / 594, 4) in reported
     assert [one.report for one in found] == sorted(one.report for one in found)
+
+
+@pytest.mark.parametrize(("accuracies", "low", "high"), [((0.9,), 0.880, 0.917), ((0.8, 0.9, 1.0), 0.652, 1.0)])
+def test_the_training_accuracy_has_an_interval_of_films_or_of_seeds(accuracies, low, high):
+    cards = [
+        {"train_accuracy": one, "train_images": 1000, "epochs": 50, "recipe": "a: 50 epochs"} for one in accuracies
+    ]
+    right = Estimate(0.95, 0.9, 0.97, 66)
+    rows = pd.DataFrame({"accuracy": right, "distinct": right}, index=["test_noise", "noisy_test"])
+    *tested, seen = claims._system_a(rows, cards)
+    assert len(tested) == 3 and not seen.shorter and seen.seeds == len(accuracies)
+    assert (seen.ours.value, seen.ours.n) == (pytest.approx(0.9), 1000)
+    assert (seen.ours.low, seen.ours.high) == (pytest.approx(low, abs=5e-4), pytest.approx(high, abs=5e-4))
 
 
 # ---- arms ------------------------------------------------------------------------------------------------------------
@@ -279,7 +311,7 @@ def test_the_published_texts_follow_from_the_published_answers():
 
 
 def test_what_the_readme_says_of_the_aims_follows_from_the_published_answers():
-    table = evidence.over_seeds(evidence.repeated(FIGURES), NO_COPIES).set_index(["system", "protocol"])
+    table = evidence.over_seeds(evidence.repeated(FIGURES), set()).set_index(["system", "protocol"])
     noisy, clean = (table.loc[(evidence.OURS, name)] for name in ("test_noise", "clean"))
     recall = " / ".join(f"{100 * value:.1f}" for value in noisy["recall"].values())
     percent = {

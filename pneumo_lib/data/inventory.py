@@ -14,6 +14,7 @@ from pneumo_lib.data.licences import licences_of
 from pneumo_lib.errors import ImageError
 
 GROUPS = ["split", "class", "source", "licence"]
+LEARNT = ("train", "val")  # splits that networks learn from
 
 
 def inventory(folder: ImageFolder, *, progress: Progress | None = None) -> dict[str, Any]:
@@ -26,7 +27,8 @@ def inventory(folder: ImageFolder, *, progress: Progress | None = None) -> dict[
     Returns:
         name, classes; patients: known ones by split; films: one record per split, class, source and licence with the
         number of films, of known patients, and of films of unknown patient; shared: patients by the splits in which
-        they have films, where these are several; sizes: smallest, median and largest width and height in pixels by
+        they have films, where these are several; acquainted: paths of films of other splits whose patient has films in
+        train or val; sizes: smallest, median and largest width and height in pixels by
         split; types: files by suffix; bytes; unreadable: files that are no films.
 
     Raises:
@@ -41,6 +43,7 @@ def inventory(folder: ImageFolder, *, progress: Progress | None = None) -> dict[
         "films": _counts(table),
         "patients": _patients(table),
         "shared": _shared(table),
+        "acquainted": _acquainted(table),
         "sizes": _ranges(table["split"], sizes),
         "types": dict(sorted(Counter(PurePosixPath(path).suffix.lower() for path in table["path"]).items())),
         "bytes": int(table["bytes"].sum()),
@@ -64,6 +67,12 @@ def _patients(table: pd.DataFrame) -> dict[str, int]:
 def _shared(table: pd.DataFrame) -> dict[str, int]:
     splits = table[table["group"] != ""].groupby("group")["split"].agg(lambda names: ", ".join(sorted(set(names))))
     return {names: int(n) for names, n in splits.value_counts().sort_index().items() if ", " in names}
+
+
+def _acquainted(table: pd.DataFrame) -> list[str]:
+    learnt = table["split"].isin(LEARNT)
+    patients = set(table["group"][learnt]) - {""}
+    return sorted(table["path"][~learnt & table["group"].isin(patients)])
 
 
 def _sizes(folder: ImageFolder, progress: Progress | None) -> pd.DataFrame:
