@@ -216,6 +216,7 @@ def intervals(table: pd.DataFrame, *, label: str, percent: bool = False, pairs: 
         text = form.format(*row).replace("-", "−") if row[0] == row[0] else "n/a"
         ax.annotate(text, (1.02, y), xycoords=("axes fraction", "data"), va="center", fontsize=9)
     ax.set(yticks=places, yticklabels=table["name"], xlabel=label, ylim=(len(table) - 0.5, -0.5))
+    ax.locator_params(axis="x", nbins=6)  # room for signs and percent signs
     return _finish(figure, ax, percent="x" if percent else "")
 
 
