@@ -162,6 +162,17 @@ def summarise_quality(quality: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
     return pd.DataFrame(rows).sort_values("psnr", ignore_index=True)
 
 
+def readable_quality(table: pd.DataFrame) -> pd.DataFrame:
+    """`summarise_quality` as texts by method, for people."""
+    shown = pd.DataFrame({"method": table["method"]})
+    for title, name, form in (
+        ("PSNR (dB)", "psnr", "{:.2f} [{:.2f}, {:.2f}]"),
+        ("SSIM", "ssim", "{:.3f} [{:.3f}, {:.3f}]"),
+    ):
+        shown[title] = [form.format(*row) for row in table[[name, f"{name}_low", f"{name}_high"]].to_numpy()]
+    return shown.assign(films=table["n"]).set_index("method")
+
+
 def classical_denoisers(sigma: float) -> dict[str, Denoiser]:
     """Doing nothing, a Gaussian filter and non-local means, the latter two with the clipping bias taken out.
 
@@ -201,7 +212,7 @@ class CheckpointQuality:
 
     Attributes:
         table: one row per checkpoint: epoch, psnr (mean over films, dB), ssim.
-        examples: "NN epochs" -> (the first film denoised by it, (H, W) float32; its PSNR in dB).
+        examples: "epoch NN" -> (the first film denoised by it, (H, W) float32; its PSNR in dB).
     """
 
     table: pd.DataFrame
@@ -221,7 +232,7 @@ def checkpoint_quality(folder: Path, films: Films, view: View) -> CheckpointQual
         restored = restore(runs.load_weights(model, path), noisy)
         psnr, ssim = metrics.psnr(restored, clean), metrics.ssim(restored, clean)
         rows.append({"epoch": epoch, "psnr": psnr.mean(), "ssim": ssim.mean()})
-        examples[f"{epoch} epochs"] = (restored[0], float(psnr[0]))
+        examples[f"epoch {epoch}"] = (restored[0], float(psnr[0]))
     return CheckpointQuality(pd.DataFrame(rows), examples)
 
 

@@ -130,7 +130,7 @@ def noise_grid(rows: Mapping[str, Mapping[float, np.ndarray]]) -> Figure:
 def denoiser_strips(clean: np.ndarray, outputs: Mapping[str, tuple[np.ndarray, float]]) -> Figure:
     """A clean film (H, W), in [0, 1], beside the noisy one and others; below, the errors (film - clean) on one scale.
 
-    ``outputs``: "noisy", then each method (or the checkpoints "10 epochs" and so on), to its film and PSNR in dB.
+    ``outputs``: "noisy", then each method (or the checkpoints "epoch 10" and so on), to its film and PSNR in dB.
     """
     films = np.stack([clean, *(film for film, _ in outputs.values())])
     titles = [textwrap.fill(name.replace("_", " "), 12) + f"\n{psnr:.1f} dB" for name, (_, psnr) in outputs.items()]

@@ -148,6 +148,14 @@ def test_the_summary_puts_the_best_method_last():
     assert good["ssim_low"] < good["ssim"] < good["ssim_high"]
 
 
+def test_the_summary_is_told_with_its_intervals():
+    rows = {"method": ["bad", "good"], "psnr": [9.0, 31.456], "psnr_low": [8.0, 30.0], "psnr_high": [10.0, 32.0]}
+    rows |= {"ssim": [0.1, 0.31], "ssim_low": [0.05, 0.3], "ssim_high": [0.15, 0.3205], "n": [3, 1200]}
+    shown = evaluation.readable_quality(pd.DataFrame(rows))
+    assert shown.loc["good"].tolist() == ["31.46 [30.00, 32.00]", "0.310 [0.300, 0.321]", 1200]
+    assert list(shown.index) == ["bad", "good"] and list(shown) == ["PSNR (dB)", "SSIM", "films"]
+
+
 def test_checkpoints_are_compared_in_the_order_of_their_epochs(tmp_path, some):
     job = task(DenoisingStep(), epochs=2, checkpoint_every=1)
     fitted = fit(network("autoencoder"), job, tmp_path)
@@ -156,13 +164,13 @@ def test_checkpoints_are_compared_in_the_order_of_their_epochs(tmp_path, some):
     runs.save_weights(checkpoint(tmp_path, 20), network("autoencoder", seed=5).state_dict())
     quality = evaluation.checkpoint_quality(tmp_path, some, NOISY)
     assert quality.table["epoch"].tolist() == [1, 20, 100]
-    assert list(quality.examples) == ["1 epochs", "20 epochs", "100 epochs"]
+    assert list(quality.examples) == ["epoch 1", "epoch 20", "epoch 100"]
     denoiser = network("autoencoder")
     for epoch, row in quality.table.set_index("epoch").iterrows():
         restored = restore(runs.load_weights(denoiser, checkpoint(tmp_path, epoch)), corrupted(some, NOISY))
         psnr = metrics.psnr(restored, some.images.astype(np.float32) / 255)
         assert row["psnr"] == pytest.approx(psnr.mean())
-        film, first = quality.examples[f"{epoch} epochs"]
+        film, first = quality.examples[f"epoch {epoch}"]
         np.testing.assert_array_equal(film, restored[0])
         assert first == pytest.approx(psnr[0])
 
