@@ -6,9 +6,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import fisher_exact
 
-from pneumo_lib import answers, arms, claims, config, evidence, metrics, publish, runs, trials
+from pneumo_lib import answers, arms, claims, config, evidence, metrics, pipeline, publish, runs, trials
 from pneumo_lib.claims import Claim
+from pneumo_lib.data.audit import read_pairs
 from pneumo_lib.errors import DataError
 from pneumo_lib.metrics import Estimate
 from pneumo_lib.recipe import Scale
@@ -184,12 +186,10 @@ def test_every_reported_accuracy_has_its_row():
 
 @pytest.mark.parametrize(("accuracies", "low", "high"), [((0.9,), 0.880, 0.917), ((0.8, 0.9, 1.0), 0.652, 1.0)])
 def test_the_training_accuracy_has_an_interval_of_films_or_of_seeds(accuracies, low, high):
-    cards = [
-        {"train_accuracy": one, "train_images": 1000, "epochs": 50, "recipe": "a: 50 epochs"} for one in accuracies
-    ]
+    cards = [{"train_images": 1000, "epochs": 50, "recipe": "a: 50 epochs"}] * len(accuracies)
     right = Estimate(0.95, 0.9, 0.97, 66)
     rows = pd.DataFrame({"accuracy": right, "distinct": right}, index=["test_noise", "noisy_test"])
-    *tested, seen = claims._system_a(rows, cards)
+    *tested, seen = claims._system_a(rows, cards, list(accuracies))
     assert len(tested) == 3 and not seen.shorter and seen.seeds == len(accuracies)
     assert (seen.ours.value, seen.ours.n) == (pytest.approx(0.9), 1000)
     assert (seen.ours.low, seen.ours.high) == (pytest.approx(low, abs=5e-4), pytest.approx(high, abs=5e-4))
@@ -324,6 +324,32 @@ def test_what_the_readme_says_of_the_aims_follows_from_the_published_answers():
     balanced = table.loc[("resnet18_s2d_balanced", "test_noise"), "recall"]
     assert round(100 * balanced["COVID19"]) == 96
     assert round(100 * (noisy["recall"]["PNEUMONIA"] - balanced["PNEUMONIA"])) == 3
+
+
+def test_what_the_readme_says_of_the_source_s_full_recipe_follows_from_the_published_answers():
+    copies = pipeline.copies(read_pairs(FIGURES / evidence.PAIRS))
+    told = evidence.repeated(FIGURES).query("protocol == 'noisy_test'")
+    told = told.assign(hit=told["label"] == told["predicted"], copied=told["path"].isin(copies))
+    full = told[told["system"] == evidence.SOURCE_FULL]
+
+    def counts(films: pd.DataFrame) -> list[list[int]]:
+        return [[int(part["hit"].sum()), int((~part["hit"]).sum())] for _, part in films.groupby(~films["copied"])]
+
+    readme, covid = " ".join(README.split()), full[full["label"] == "COVID19"]
+    (right, wrong), (others, missed) = counts(full)
+    assert f"{right + wrong} are copies of training films, and the network is right on {right} of those" in readme
+    p, among = (fisher_exact(counts(films)).pvalue for films in (full, covid))
+    assert f"on {others} of the other {others + missed} (Fisher's exact test p = {p:.2f})" in readme
+    (right, wrong), (others, missed) = counts(covid)
+    assert f"{right} of {right + wrong} copies and {others} of {others + missed} others" in readme
+    assert f"too few to be sure (p = {among:.2f})" in readme and others + missed == 12
+    shorter = [counts(films) for _, films in told[told["system"] == evidence.SOURCE].groupby("seed")]
+    (least, few), (most, many) = np.min(shorter, axis=0)[:, 0], np.max(shorter, axis=0)[:, 0]
+    assert f"three seeds were right on {least} to {most} copies and on {few} or {many} of the others" in readme
+    history = pd.read_csv(FIGURES / evidence.SEEDS / evidence.SOURCE_FULL / "seed_0" / "history.csv")
+    last = 100 * history["train_score"].tail(8)
+    assert f"swings from {last.min():.1f} to {last.max():.1f} % over the last eight epochs" in readme
+    assert (history["val_score"].rolling(10).mean().iloc[24:] < history["val_score"][14]).all(), "nothing lasting"
 
 
 def test_what_the_readme_says_of_small_and_short_trainings_follows_from_the_published_answers():
