@@ -400,17 +400,17 @@ PUBLISHED = {  # jobs that become SYSTEM/seed_K
 }
 
 
+DENOISERS = {"large U-Net": "unet_denoiser_large", "source": "autoencoder_full"}  # jobs whose denoisers are told
+
+
 def publish(out: Path, figures: Path) -> None:
     """Copy the answers of the jobs that have ended to FIGURES/seeds and FIGURES/arms, and write what they say."""
     for done in sorted((out / "jobs").glob("*/DONE")):
         job, _, seed = done.parent.name.replace("_", " ").partition(":")
         if job in PUBLISHED:
             publish_seed(done.parent, figures / evidence.SEEDS / PUBLISHED[job] / f"seed_{seed}")
-        if job == "large U-Net":
-            place = figures / publishing.DENOISERS / "unet_denoiser_large" / f"seed_{seed}"
-            runs.write_card(place, answers.read_card(done.parent))
-            for name in ("history.csv", publishing.QUALITY):
-                write(place / name, pd.read_csv(done.parent / name))
+        if job in DENOISERS:
+            publish_denoiser(done.parent, figures / publishing.DENOISERS / DENOISERS[job] / f"seed_{seed}")
         if job == "sources":
             place = figures / publishing.SOURCES / f"seed_{seed}"
             card = answers.read_card(done.parent)
@@ -424,6 +424,23 @@ def publish(out: Path, figures: Path) -> None:
     publishing.publish_evidence(figures)
 
 
+def publish_denoiser(job: Path, place: Path) -> None:
+    """Card, history and quality on test films of a denoiser, trained alone or in front of a classifier."""
+    alone = next(iter(job.glob("denoiser/*")), job)
+    card = answers.read_card(alone)
+    if alone != job:
+        settings = runs.load_run(job).config
+        card |= {"recipe": getattr(settings, settings.denoiser).text(), "train_images": learnt_from(job, settings)}
+    runs.write_card(place, card)
+    write(place / "history.csv", pd.read_csv(alone / "history.csv"))
+    write(place / publishing.QUALITY, pd.read_csv(job / publishing.QUALITY))
+
+
+def learnt_from(job: Path, settings: config.Config) -> int:
+    """How many films a run of a job trained on."""
+    return len(pipeline.open_data(settings, job.parent.parent / "cache").subset("train"))
+
+
 def publish_seed(job: Path, place: Path) -> None:
     """Card, history and answers of one network, or of a classifier and the denoiser in front of it."""
     classifier = next(iter(job.glob("classifier/*")), job)
@@ -435,7 +452,7 @@ def publish_seed(job: Path, place: Path) -> None:
         settings = runs.load_run(job).config
         behind = getattr(settings, settings.denoiser)
         facts |= {"recipe": f"{settings.denoiser}: {behind.text()}; cnn2: {settings.classifier.text()}"}
-        facts |= {"train_images": len(pipeline.open_data(settings, job.parent.parent / "cache").subset("train"))}
+        facts |= {"train_images": learnt_from(job, settings)}
         before = pd.read_csv(next(iter(job.glob("denoiser/*"))) / "history.csv")
         facts |= {"seconds": float(history["seconds"].sum() + before["seconds"].sum())}
     runs.write_card(place, {name: value for name, value in (card | facts).items() if name != "root"})

@@ -217,8 +217,9 @@ def evidence_texts(target: Path) -> dict[str, str]:
     tables = {name: markdown(table) for name, table in evidence_tables(target).items()}
     said = evidence.repeated(target)
     rerun = evidence.told_reruns(evidence.reruns(said[~said["system"].isin(evidence.VARIANTS)]))
-    sources = [name for name in (evidence.SOURCE, evidence.SOURCE_FULL) if name in set(said["system"])]
-    against = [evidence.comparison(said, name) for name in sources]
+    seeds = said.groupby("system")["seed"].agg(set)
+    sources = [name for name in (evidence.SOURCE, evidence.SOURCE_FULL) if name in seeds]
+    against = [evidence.comparison(said, name) for name in sources if seeds[name] & seeds[evidence.OURS]]
     parts = [SEEDS_HEAD, tables["seeds"], rerun, *against, VARIANTS_HEAD]
     cut = evidence.told_cut(said, evidence.repeated(target, evidence.VALIDATION))
     parts += [tables["variants"], cut, ARMS_HEAD, tables["arms"], arms.verdict(arms.paired(arms.read(target))) + "\n"]

@@ -28,8 +28,8 @@ def inventory(folder: ImageFolder, *, progress: Progress | None = None) -> dict[
         name, classes; patients: known ones by split; films: one record per split, class, source and licence with the
         number of films, of known patients, and of films of unknown patient; shared: patients by the splits in which
         they have films, where these are several; acquainted: paths of films of other splits whose patient has films in
-        train or val; sizes: smallest, median and largest width and height in pixels by
-        split; types: files by suffix; bytes; unreadable: files that are no films.
+        train or val; sizes: smallest, median and largest width and height in pixels by split; types: files by suffix;
+        bytes; unreadable: files that are no films.
 
     Raises:
         DataError: no manifest.csv, or no licences in it.
