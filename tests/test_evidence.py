@@ -324,6 +324,13 @@ def test_what_the_readme_says_of_the_aims_follows_from_the_published_answers():
     balanced = table.loc[("resnet18_s2d_balanced", "test_noise"), "recall"]
     assert round(100 * balanced["COVID19"]) == 96
     assert round(100 * (noisy["recall"]["PNEUMONIA"] - balanced["PNEUMONIA"])) == 3
+    places = (FIGURES / publish.DENOISERS / name / "seed_0" for name in ("unet_denoiser_large", "autoencoder_full"))
+    large, source = (pd.read_csv(place / publish.QUALITY)[["psnr", "ssim"]].mean() for place in places)
+    quick = {row["method"]: row for row in json.loads((FIGURES / "metrics.json").read_text())["06"]["denoising"]}
+    gain, short = large["psnr"] - source["psnr"], quick["unet_denoiser"]
+    assert f"no: {large['psnr']:.2f} dB, {gain:.1f} above the source's autoencoder trained in full" in README
+    assert f"preset `quick` {short['psnr']:.1f} dB" in README and f"yes: {large['ssim']:.3f}" in README
+    assert f"(preset `quick` {short['ssim']:.3f})" in README
 
 
 def test_what_the_readme_says_of_the_source_s_full_recipe_follows_from_the_published_answers():
