@@ -25,7 +25,6 @@ from torch import nn
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT)]
-os.environ.setdefault("PNEUMO_QUIET", "1")
 
 from pneumo_lib import (  # noqa: E402
     answers,
@@ -290,13 +289,21 @@ def jobs() -> dict[str, tuple[Callable[[Given], None], tuple[str, ...]]]:
     return found
 
 
+def wanted(planned: dict[str, tuple[Callable[[Given], None], tuple[str, ...]]], only: list[str]) -> list[str]:
+    """The jobs whose names begin with one of the texts, and those that they wait for, in order; all without a text."""
+    named = {name for name in planned if not only or name.startswith(tuple(only))}
+    while missing := {need for name in named for need in planned[name][1]} - named:
+        named |= missing
+    return [name for name in planned if name in named]
+
+
 # ---- side by side ----------------------------------------------------------------------------------------------------
 
 
 def run_all(given: argparse.Namespace) -> None:
     """Start jobs in their order, as many at a time as asked for, until all have ended or time is up."""
     start, place, planned = time.monotonic(), Path(given.out, "jobs"), jobs()
-    waiting = [name for name in planned if not given.only or any(part in name for part in given.only)]
+    waiting = wanted(planned, given.only)
     running: dict[str, tuple[multiprocessing.Process, float]] = {}
     done = {name for name in planned if (folder(place, name) / "DONE").exists()}
     waiting, failed = [name for name in waiting if name not in done], set()
@@ -480,11 +487,12 @@ def main() -> None:
     parser.add_argument("--out", required=True, help="folder for jobs, cache and archives")
     parser.add_argument("--jobs", type=int, default=1, help="at a time")
     parser.add_argument("--deadline", type=float, default=0, help="seconds; 0 for none")
-    parser.add_argument("--only", nargs="*", default=[], help="jobs whose name contains one of these")
+    parser.add_argument("--only", nargs="*", default=[], help="jobs whose name begins with one of these")
     parser.add_argument("--epochs", type=int, default=0, help="at most, for a try")
     parser.add_argument("--films", type=int, default=0, help="at most, for a try")
     parser.add_argument("--publish", default="", metavar="FIGURES", help="only copy what has ended to this folder")
     given = parser.parse_args()
+    os.environ.setdefault("PNEUMO_QUIET", "1")  # the jobs are copies of this process
     if given.publish:
         publish(Path(given.out).resolve(), Path(given.publish))
         return

@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import contenders  # noqa: E402
+import evidence as trainings  # noqa: E402
 import roofline  # noqa: E402
 import speed  # noqa: E402
 
@@ -133,3 +134,20 @@ def test_memory_does_not_grow_with_the_films_of_an_epoch():
     told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     own = [float(line.split("|")[3]) for line in told.splitlines() if line[:2] == "| " and line[2].isdigit()]
     assert len(own) == 7 and own[-1] < own[1] + 60, told
+
+
+@pytest.mark.parametrize(
+    ("only", "jobs"),
+    [
+        (["main:0"], ["films:0", "main:0"]),
+        (["large U-Net"], ["films:0", "large U-Net:0"]),
+        (["behind"], ["films:0", "large U-Net:0", "behind the large U-Net:0"]),
+        (["arms cnn2 noisy:1", "CC BY:"], ["films:0", "CC BY:0", "arms denoiser:1", "arms cnn2 noisy:1"]),
+    ],
+)
+def test_a_training_is_run_by_name_with_those_that_it_waits_for(only, jobs):
+    assert trainings.wanted(trainings.jobs(), only) == jobs
+
+
+def test_without_a_name_every_training_is_run():
+    assert trainings.wanted(trainings.jobs(), []) == list(trainings.jobs())
