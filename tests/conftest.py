@@ -1,5 +1,6 @@
 """A small set of films and a finished run on it, made once for all tests that only read them."""
 
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,12 @@ from pneumo_lib import config, data, pipeline, runs
 pytest_plugins = ["service_app"]
 SIZES = {"train": 90, "test": 24, "noisy_test": 9}
 LONGEST = ("test_processes.py", "test_service_server.py", "test_service_browser.py", "test_benchmarks.py")
+
+
+def pytest_configure() -> None:
+    """Tests interrupt programs that they start; begun in the background, these would inherit that nobody can."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
