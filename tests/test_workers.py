@@ -67,7 +67,7 @@ def nap(folder: str) -> None:
 
 def employer(folder: Path, body: str, *arguments: object) -> subprocess.Popen:
     """A program of its own, with two threads and in a group of processes of its own."""
-    lines = ["import signal, sys, time, torch", "import test_workers", "from pneumo_lib import workers"]
+    lines = ["import sys, time, torch", "import test_workers", "from pneumo_lib import workers"]
     lines += [
         "if __name__ == '__main__':",
         "    torch.set_num_threads(2)",
