@@ -99,7 +99,7 @@ def _shown(claim: Claim, value: float) -> str:
 
 def _report_a(figures: Path) -> Iterator[Claim]:
     """System A: at its full recipe, where that was trained, and on a shorter schedule over more seeds."""
-    said, known, cards = evidence.repeated(figures), evidence.acquainted(figures), evidence.cards(figures)
+    said, known, cards = evidence.repeated(figures), evidence.known_films(figures), evidence.cards(figures)
     for system in (evidence.SOURCE_FULL, evidence.SOURCE):
         if system in cards:
             rows = evidence.over_seeds(said[said["system"] == system], known).set_index("protocol")

@@ -12,9 +12,7 @@ import pandas as pd
 from pneumo_lib import publish, runs
 from pneumo_lib.data.audit import read_pairs
 from pneumo_lib.data.cards import card_for
-from pneumo_lib.data.inventory import LEARNT
-from pneumo_lib.errors import DataError
-from pneumo_lib.evidence import DATA as FACTS
+from pneumo_lib.data.inventory import FACTS, LEARNT, read_inventory
 
 CARD, METRICS = "data_card.md", "metrics.json"
 SPLITS = ("train", "val", "test", "noisy_test")  # in this order, others behind them
@@ -44,7 +42,7 @@ def text(folder: Path) -> str:
     Raises:
         DataError: the counts are missing or damaged.
     """
-    facts = _facts(folder / FACTS)
+    facts = read_inventory(folder / FACTS)
     films = pd.DataFrame(facts["films"])
     films["split"] = pd.Categorical(films["split"], _ordered(films["split"]), ordered=True)
     n, pairs = films.groupby("split", observed=True)["films"].sum(), folder / publish.PAIRS
@@ -96,18 +94,6 @@ def controls(folder: Path, classes: list[str]) -> pd.DataFrame:
             if set(classes) <= set(row)
         ]
     )
-
-
-def _facts(path: Path) -> dict[str, Any]:
-    try:
-        facts = json.loads(path.read_text())
-        if "acquainted" not in facts:
-            raise ValueError("an earlier version counted these films, and not whose patients are in training")
-        return facts
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"{path} cannot be read: {error}. `pneumo cards --data FOLDER` counts the films of a folder and writes it."
-        ) from error
 
 
 def _ordered(splits: pd.Series) -> list[str]:

@@ -16,10 +16,11 @@ import pandas as pd
 from pneumo_lib import answers, metrics, pipeline
 from pneumo_lib.answers import PREDICTIONS
 from pneumo_lib.data.audit import read_pairs
+from pneumo_lib.data.inventory import FACTS, read_inventory
 from pneumo_lib.errors import DataError
 from pneumo_lib.metrics import Estimate
 
-SEEDS, PAIRS, DATA = "seeds", "audit_pairs.csv", "data_card.json"
+SEEDS, PAIRS = "seeds", "audit_pairs.csv"
 VALIDATION = "val.csv"
 MEAN = "mean of the seeds"
 OURS, SOURCE = "resnet18_s2d", "cnn2_on_autoencoder"
@@ -83,9 +84,9 @@ def averaged(said: pd.DataFrame) -> pd.DataFrame:
     return mean.assign(predicted=classes[mean[given].to_numpy().argmax(axis=1)])
 
 
-def acquainted(figures: Path) -> set[str]:
-    """Paths of films that stand in training or validation too, or whose patient does; by PAIRS and DATA in figures."""
-    return pipeline.copies(read_pairs(figures / PAIRS)) | set(json.loads((figures / DATA).read_text())["acquainted"])
+def known_films(figures: Path) -> set[str]:
+    """Paths of films whose copy or patient stands in training or validation; a DataError without PAIRS and FACTS."""
+    return pipeline.copies(read_pairs(figures / PAIRS)) | set(read_inventory(figures / FACTS)["acquainted"])
 
 
 def over_seeds(said: pd.DataFrame, known: Collection[str]) -> pd.DataFrame:
@@ -93,15 +94,14 @@ def over_seeds(said: pd.DataFrame, known: Collection[str]) -> pd.DataFrame:
 
     Args:
         said: as `repeated` gives it.
-        known: films that `distinct` leaves out, as `acquainted` names them.
+        known: films that `distinct` leaves out, as `known_films` names them.
 
     Returns:
         system, protocol, seeds (number); accuracy, distinct (without those films), averaged
         (`averaged`, with more than one seed): Estimate; lowest and highest accuracy of a seed; recall: by class, means
         over seeds. The interval of a mean is Wilson's as if the films had been tested once.
     """
-    alone, rows = said[~said["path"].isin(known)], []
-    together = averaged(said)
+    alone, together, rows = said[~said["path"].isin(known)], averaged(said), []
     for (system, protocol), part in said.groupby(["system", "protocol"], sort=False):
         by_seed = [_right(one) for _, one in part.groupby("seed")]
         values = [one.value for one in by_seed]

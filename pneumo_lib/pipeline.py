@@ -10,6 +10,7 @@ import pandas as pd
 from pneumo_lib import calibration, evaluation, models, processes, runs, runtime, steps, training
 from pneumo_lib.config import Config
 from pneumo_lib.data import ImageSet, open_folder, phantom
+from pneumo_lib.data.inventory import LEARNT
 from pneumo_lib.errors import DataError
 from pneumo_lib.runs import Run
 from pneumo_lib.steps import Films
@@ -219,8 +220,8 @@ def compare(predictions: pd.DataFrame, source: System | None) -> pd.DataFrame:
 
 def copies(pairs: pd.DataFrame) -> set[str]:
     """Paths of the films with an exact or near copy in train or val, by the pairs of `data.audit`."""
-    seen = {"train", "val"}
-    return set(pairs["path_a"][pairs["split_b"].isin(seen)]) | set(pairs["path_b"][pairs["split_a"].isin(seen)])
+    learnt_a, learnt_b = (pairs[split].isin(LEARNT) for split in ("split_a", "split_b"))
+    return set(pairs["path_a"][learnt_b]) | set(pairs["path_b"][learnt_a])
 
 
 def without_copies(predictions: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:

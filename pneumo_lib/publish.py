@@ -205,7 +205,7 @@ def evidence_tables(figures: Path | None = None) -> dict[str, pd.DataFrame]:
     main = said[~said["system"].isin(evidence.VARIANTS)]
     published = json.loads((figures / "metrics.json").read_text())
     return {
-        "seeds": evidence.readable(evidence.over_seeds(main, evidence.acquainted(figures))),
+        "seeds": evidence.readable(evidence.over_seeds(main, evidence.known_films(figures))),
         "variants": evidence.readable_ablation(validation, said, evidence.fastest_epochs(figures)),
         "arms": arms.readable(arms.scores(arms.read(figures))),
         "claims": claims.table(claims.claims(figures, published)),

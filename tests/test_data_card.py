@@ -12,7 +12,7 @@ from PIL import Image
 from pneumo_lib import data_card, model_card, publish
 from pneumo_lib.data import CARDS, scan
 from pneumo_lib.data.cards import card_for
-from pneumo_lib.data.inventory import inventory
+from pneumo_lib.data.inventory import inventory, read_inventory
 from pneumo_lib.errors import DataError
 
 FIGURES = Path(__file__).parents[1] / "figures"
@@ -111,7 +111,7 @@ def test_the_published_data_card_follows_from_the_files_beside_it():
 
 
 def test_the_published_counts_are_those_of_the_published_answers():
-    films = pd.DataFrame(data_card._facts(FIGURES / data_card.FACTS)["films"])
+    films = pd.DataFrame(read_inventory(FIGURES / data_card.FACTS)["films"])
     counted = films.groupby(["split", "class"])["films"].sum()
     said = pd.read_csv(FIGURES / "predictions.csv").drop_duplicates("path").groupby(["split", "label"]).size()
     assert said.to_dict() == counted[list(said.index)].to_dict()

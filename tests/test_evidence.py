@@ -62,9 +62,12 @@ def test_films_with_a_copy_or_their_patient_in_training_are_left_out(published):
     pairs = {"path_a": ["train/a.jpg", PATHS[5]], "split_a": ["train", "test"]}
     pairs |= {"path_b": [PATHS[0], PATHS[6]], "split_b": ["test", "test"]}  # the second is no copy of training's
     pd.DataFrame(pairs).to_csv(published / evidence.PAIRS, index=False)
-    (published / evidence.DATA).write_text(json.dumps({"acquainted": [PATHS[0], PATHS[1]]}))
-    known = evidence.acquainted(published)
+    (published / evidence.FACTS).write_text(json.dumps({"acquainted": [PATHS[0], PATHS[1]]}))
+    known = evidence.known_films(published)
     assert known == {PATHS[0], PATHS[1]}
+    (published / evidence.FACTS).unlink()
+    with pytest.raises(DataError, match=r"data_card\.json cannot be read.*pneumo cards --data FOLDER"):
+        evidence.known_films(published)
     alone = evidence.over_seeds(evidence.repeated(published), known).set_index("system").loc["good", "distinct"]
     assert alone.n == 10 and alone.value == pytest.approx((10 + 9) / 20)  # film 4 alone is wrong, under one seed
 

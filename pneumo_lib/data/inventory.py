@@ -1,7 +1,8 @@
 """What a set of films consists of, as numbers small enough to keep: counts by source and licence, patients, sizes."""
 
+import json
 from collections import Counter
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,9 @@ from pneumo_lib import images, runtime
 from pneumo_lib.data.cache import Progress
 from pneumo_lib.data.folder import ImageFolder
 from pneumo_lib.data.licences import licences_of
-from pneumo_lib.errors import ImageError
+from pneumo_lib.errors import DataError, ImageError
 
+FACTS = "data_card.json"  # where an inventory is kept
 GROUPS = ["split", "class", "source", "licence"]
 LEARNT = ("train", "val")  # splits that networks learn from
 
@@ -49,6 +51,19 @@ def inventory(folder: ImageFolder, *, progress: Progress | None = None) -> dict[
         "bytes": int(table["bytes"].sum()),
         "unreadable": int(sizes["width"].isna().sum()),
     }
+
+
+def read_inventory(path: Path) -> dict[str, Any]:
+    """What `inventory` gave, from the file FACTS; a DataError where it is missing, damaged or of an earlier version."""
+    try:
+        facts = json.loads(path.read_text())
+        if "acquainted" not in facts:
+            raise ValueError("an earlier version counted these films, and not whose patients are in training")
+        return facts
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{path} cannot be read: {error}. `pneumo cards --data FOLDER` counts the films of a folder and writes it."
+        ) from error
 
 
 def _counts(table: pd.DataFrame) -> list[dict[str, Any]]:
