@@ -52,6 +52,7 @@ class Ended(NamedTuple):
 def pneumo(capsys, monkeypatch, tmp_path):
     """Calls `pneumo` in an empty folder."""
     monkeypatch.setenv("PNEUMO_QUIET", "1")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # a fork server begun there outlives the test: no empty package for it
     monkeypatch.chdir(tmp_path)
 
     def call(*arguments: object) -> Ended:
