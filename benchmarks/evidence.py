@@ -155,7 +155,7 @@ def write_quality(given: Given, denoiser: runs.SavedModel, images: ImageSet) -> 
     films = pipeline.films(images, "test").draw(given.films, seed=0)
     methods = {denoiser.card["architecture"]: evaluation.network_denoiser(denoiser.model)}
     table = evaluation.denoising_quality(methods, films, evaluation.View("gaussian", 0.5, given.seed))
-    write(given.place / publishing.QUALITY, table.round(5))
+    write(given.place / evidence.QUALITY, table.round(5))
     print(evaluation.summarise_quality(table).to_string())
 
 
@@ -417,9 +417,9 @@ def publish(out: Path, figures: Path) -> None:
         if job in PUBLISHED:
             publish_seed(done.parent, figures / evidence.SEEDS / PUBLISHED[job] / f"seed_{seed}")
         if job in DENOISERS:
-            publish_denoiser(done.parent, figures / publishing.DENOISERS / DENOISERS[job] / f"seed_{seed}")
+            publish_denoiser(done.parent, figures / evidence.DENOISERS / DENOISERS[job] / f"seed_{seed}")
         if job == "sources":
-            place = figures / publishing.SOURCES / f"seed_{seed}"
+            place = figures / evidence.SOURCES / f"seed_{seed}"
             card = answers.read_card(done.parent)
             runs.write_card(place, {name: value for name, value in card.items() if name != "root"})
             write(place / answers.PREDICTIONS, pd.read_csv(done.parent / answers.PREDICTIONS))
@@ -440,7 +440,7 @@ def publish_denoiser(job: Path, place: Path) -> None:
         card |= {"recipe": getattr(settings, settings.denoiser).text(), "train_images": learnt_from(job, settings)}
     runs.write_card(place, card)
     write(place / "history.csv", pd.read_csv(alone / "history.csv"))
-    write(place / publishing.QUALITY, pd.read_csv(job / publishing.QUALITY))
+    write(place / evidence.QUALITY, pd.read_csv(job / evidence.QUALITY))
 
 
 def learnt_from(job: Path, settings: config.Config) -> int:

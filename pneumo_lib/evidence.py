@@ -21,6 +21,8 @@ from pneumo_lib.errors import DataError
 from pneumo_lib.metrics import Estimate
 
 SEEDS, PAIRS = "seeds", "audit_pairs.csv"
+SOURCES = "controls/source_of_the_film"
+DENOISERS, QUALITY = "denoisers", "quality.csv"
 VALIDATION = "val.csv"
 MEAN = "mean of the seeds"
 OURS, SOURCE = "resnet18_s2d", "cnn2_on_autoencoder"
@@ -135,17 +137,14 @@ def reruns(said: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["system", "protocol", "seed", "other", "inside"])
 
 
-def told_reruns(table: pd.DataFrame) -> str:
-    """`reruns` in a sentence, with the places where intervals of test films alone promise too much."""
-    parts = []
-    for (system, protocol), part in table[~table["inside"]].groupby(["system", "protocol"], sort=False):
-        both = ((table["system"] == system) & (table["protocol"] == protocol)).sum()
-        parts.append(f"`{system}` {protocol} {len(part)} of {both}")
-    told = f"Outside: {', '.join(parts)}." if parts else "None is outside."
-    inside = (
-        f"{table['inside'].sum()} of {len(table)} times the accuracy of one seed lies in the 95 % interval of another"
-    )
-    return f"A rerun under another seed: {inside}. {told}\n"
+def always_wrong(said: pd.DataFrame) -> pd.DataFrame:
+    """The films that every network has wrong: path, label.
+
+    Args:
+        said: as `repeated` gives it, of one protocol.
+    """
+    wrong = (said["label"] != said["predicted"]).groupby([said["path"], said["label"]]).all()
+    return wrong[wrong].index.to_frame(index=False)
 
 
 def with_cut(said: pd.DataFrame, validation: pd.DataFrame, finding: str, wanted: float = 0.95) -> pd.DataFrame:
@@ -165,25 +164,6 @@ def with_cut(said: pd.DataFrame, validation: pd.DataFrame, finding: str, wanted:
         rest = np.array([name.removeprefix("p_") for name in others])[part[others].to_numpy().argmax(axis=1)]
         parts.append(part.assign(predicted=np.where(part[column] >= cut, finding, rest)))
     return pd.concat(parts)
-
-
-def told_cut(said: pd.DataFrame, validation: pd.DataFrame, finding: str = "COVID19") -> str:
-    """What `with_cut` makes of OURS on noisy test films, in a sentence: mean recall and accuracy over seeds."""
-    ours = said[(said["system"] == OURS) & (said["protocol"] == "test_noise")]
-    own = validation[(validation["system"] == OURS) & (validation["protocol"] == "val_0.5")]
-    cut = with_cut(ours, own, finding)
-    known = f"on validation films {_recall(own, finding):.1%} are found without a cut"
-    gain = f"{_recall(ours, finding):.1%} to {_recall(cut, finding):.1%}"
-    right = [f"{(table['label'] == table['predicted']).mean():.1%}" for table in (ours, cut)]
-    return (
-        f"A cut for {finding} that finds 95 % of it on validation takes its recall on noisy test films from {gain}, "
-        f"the accuracy from {right[0]} to {right[1]}; {known}.\n"
-    )
-
-
-def _recall(said: pd.DataFrame, finding: str) -> float:
-    part = said[said["label"] == finding]
-    return float((part["predicted"] == finding).mean())
 
 
 def paired(said: pd.DataFrame, first: str, second: str) -> pd.DataFrame:
@@ -232,62 +212,6 @@ def fastest_epochs(figures: Path) -> dict[str, str]:
         name = path.parent.parent.name
         found[name] = min(found.get(name, (seconds, device)), (seconds, device))
     return {name: f"{seconds:.1f} s, {device}" for name, (seconds, device) in found.items()}
-
-
-def readable_ablation(validation: pd.DataFrame, said: pd.DataFrame, epochs: dict[str, str]) -> pd.DataFrame:
-    """`ablation` of OURS and its VARIANTS as texts, with the accuracy on test films beside it, which chose nothing.
-
-    Args:
-        epochs: as `fastest_epochs` gives them.
-    """
-    names = {OURS: "as it is"} | VARIANTS
-    chosen = ablation(validation, list(names))
-    tested = said.groupby(["system", "protocol"]).apply(lambda part: _right(part).value, include_groups=False)
-    rows = []
-    for name, told in names.items():
-        part = chosen[chosen["system"] == name].set_index("protocol")
-        if len(part):
-            row = {"recipe": told, "seeds": str(part["seeds"].iloc[0])}
-            for title, protocol in (("noise 0.5", "val_0.5"), ("clean", "val_0")):
-                row[f"validation, {title}"] = "{accuracy:.1%}, log loss {loss:.3f}".format(**part.loc[protocol])
-            for title, protocol in (("noise 0.5", "test_noise"), ("clean", "clean")):
-                row[f"test, {title}"] = f"{tested[name, protocol]:.1%}"
-            row["fastest epoch"] = epochs[name]
-            rows.append(row)
-    return pd.DataFrame(rows)
-
-
-def comparison(said: pd.DataFrame, source: str = SOURCE) -> str:
-    """OURS against a source in a sentence: differences of the seeds' means and what the paired tests say."""
-    table, parts = paired(said, OURS, source), []
-    seeds = table.loc[table["seed"] != MEAN, "seed"].unique()
-    for protocol, part in table.groupby("protocol", sort=False):
-        mean, single = part[part["seed"] == MEAN].iloc[0], part[part["seed"] != MEAN]
-        p = "p < 0.001" if mean["p"] < 0.0005 else f"p = {mean['p']:.3f}"
-        sure = f"; below 0.05 for {(single['p'] < 0.05).sum()} of {len(single)} single seeds" * (len(seeds) > 1)
-        parts.append(f"{protocol} {mean['difference'].percent()} ({p}{sure})")
-    which = "seeds averaged" if len(seeds) > 1 else f"seed {seeds[0]}"
-    return f"`{OURS}` minus `{source}`, {which}, exact McNemar test: {'; '.join(parts)}.\n"
-
-
-def readable(table: pd.DataFrame) -> pd.DataFrame:
-    """`over_seeds` as texts, for people."""
-    cells = {
-        "system": table["system"],
-        "test films": table["protocol"],
-        "n": [f"{cell.n:,}" for cell in table["accuracy"]],
-        "accuracy": [cell.percent() for cell in table["accuracy"]],
-        "of the seeds": [
-            f"{row.lowest:.1%} to {row.highest:.1%} ({row.seeds})" if row.seeds > 1 else "1"
-            for row in table.itertuples()
-        ],
-        "recall " + " / ".join(table["recall"].iloc[0]): [
-            " / ".join(f"{value:.1%}" for value in recall.values()) for recall in table["recall"]
-        ],
-        "seeds averaged": [cell.percent() if cell else "" for cell in table["averaged"]],
-        "without copies or known patients": [f"{cell.percent()} of {cell.n:,}" for cell in table["distinct"]],
-    }
-    return pd.DataFrame(cells)
 
 
 def _right(part: pd.DataFrame) -> Estimate:

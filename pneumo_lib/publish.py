@@ -9,7 +9,7 @@ from typing import Any
 import jinja2
 import pandas as pd
 
-from pneumo_lib import answers, arms, claims, evaluation, evidence, robustness, runs, runtime, standings
+from pneumo_lib import answers, arms, claims, evidence, evidence_text, robustness, runs, runtime, standings
 from pneumo_lib.answers import PREDICTIONS, Finished
 from pneumo_lib.evidence import PAIRS
 from pneumo_lib.metrics import Estimate
@@ -22,8 +22,6 @@ TITLES = {
     "clean": "clean test, denoised",
 }
 SEEDS_HEAD = "Each system over its seeds (weights, order, noise and validation split differ), test films:\n"
-SOURCES = "controls/source_of_the_film"
-DENOISERS, QUALITY = "denoisers", "quality.csv"
 VARIANTS_HEAD = (
     "Variants of the recipe of `resnet18_s2d`, means over seeds, one thing changed in each; rows of one size and "
     "length (those named small, those named short) are to be held against each other:\n"
@@ -205,8 +203,8 @@ def evidence_tables(figures: Path | None = None) -> dict[str, pd.DataFrame]:
     main = said[~said["system"].isin(evidence.VARIANTS)]
     published = json.loads((figures / "metrics.json").read_text())
     return {
-        "seeds": evidence.readable(evidence.over_seeds(main, evidence.known_films(figures))),
-        "variants": evidence.readable_ablation(validation, said, evidence.fastest_epochs(figures)),
+        "seeds": evidence_text.readable(evidence.over_seeds(main, evidence.known_films(figures))),
+        "variants": evidence_text.readable_ablation(validation, said, evidence.fastest_epochs(figures)),
         "arms": arms.readable(arms.scores(arms.read(figures))),
         "claims": claims.table(claims.claims(figures, published)),
     }
@@ -216,52 +214,22 @@ def evidence_texts(target: Path) -> dict[str, str]:
     """`evidence_tables` and what follows from them, as Markdown by file name: evidence.md and claims.md."""
     tables = {name: markdown(table) for name, table in evidence_tables(target).items()}
     said = evidence.repeated(target)
-    rerun = evidence.told_reruns(evidence.reruns(said[~said["system"].isin(evidence.VARIANTS)]))
+    rerun = evidence_text.told_reruns(evidence.reruns(said[~said["system"].isin(evidence.VARIANTS)]))
     seeds = said.groupby("system")["seed"].agg(set)
     sources = [name for name in (evidence.SOURCE, evidence.SOURCE_FULL) if name in seeds]
-    against = [evidence.comparison(said, name) for name in sources if seeds[name] & seeds[evidence.OURS]]
+    against = [evidence_text.told_comparison(said, name) for name in sources if seeds[name] & seeds[evidence.OURS]]
     parts = [SEEDS_HEAD, tables["seeds"], rerun, *against, VARIANTS_HEAD]
-    cut = evidence.told_cut(said, evidence.repeated(target, evidence.VALIDATION))
-    parts += [tables["variants"], cut, ARMS_HEAD, tables["arms"], arms.verdict(arms.paired(arms.read(target))) + "\n"]
-    parts += [told for told in (sources_told(target), denoisers_told(target)) if told]
+    cut = evidence_text.told_cut(said, evidence.repeated(target, evidence.VALIDATION))
+    parts += [
+        tables["variants"],
+        evidence_text.told_errors(said),
+        cut,
+        ARMS_HEAD,
+        tables["arms"],
+        arms.verdict(arms.paired(arms.read(target))) + "\n",
+    ]
+    parts += [told for told in (evidence_text.told_sources(target), evidence_text.told_denoisers(target)) if told]
     return {"evidence.md": "\n".join(parts), "claims.md": tables["claims"]}
-
-
-def sources_told(target: Path) -> str:
-    """What `controls.by_source` came to over its seeds, in a sentence; nothing where none was published."""
-    done = [answers.read(path.parent) for path in sorted((target / SOURCES).glob("seed_*/predictions.csv"))]
-    if not done:
-        return ""
-    found = [standings.recalls([one]).iloc[0] for one in done]
-    card, names = done[0].card, done[0].classes
-    shares = {name: sum(row[name].value for row in found) / len(found) for name in names}
-    told = ", ".join(f"{shares[name]:.1%} of the {found[0][name].n:,} films of {name}" for name in names)
-    size, mean = card["arguments"]["image_size"], sum(row["mean"] for row in found) / len(found)
-    return (
-        f"Asked where a film comes from instead of what it shows, `{card['architecture']}` ({size} px, "
-        f"{card['train_images']:,} clean films, {card['epochs']} epochs, mean of {len(done)} seeds) "
-        f"recognises {told} among the test films; mean recall {mean:.1%}, by chance {1 / len(names):.1%}.\n"
-    )
-
-
-def denoisers_told(target: Path) -> str:
-    """How well denoisers that were trained apart restore test films, in a sentence; nothing where none was published.
-
-    A film's PSNR and SSIM are the means over the seeds; the intervals are over films, as elsewhere.
-    """
-    told = []
-    for folder in sorted((target / DENOISERS).glob("*")):
-        places = sorted(folder.glob("seed_*"))
-        card, films = answers.read_card(places[0]), pd.concat(pd.read_csv(place / QUALITY) for place in places)
-        means = films.groupby(["method", "path"], as_index=False)[["psnr", "ssim"]].mean()
-        row = evaluation.summarise_quality(means).iloc[0]
-        told.append(
-            f"`{folder.name}` ({card['parameters']:,} parameters, {card['train_images']:,} films; {card['recipe']}; "
-            f"{len(places)} seed{'s' * (len(places) > 1)}) {row['psnr']:.2f} dB [{row['psnr_low']:.2f}, "
-            f"{row['psnr_high']:.2f}], SSIM {row['ssim']:.3f} [{row['ssim_low']:.3f}, {row['ssim_high']:.3f}] on "
-            f"{row['n']:,} test films with noise {card['noise']['strength']:g}"
-        )
-    return f"Denoisers trained apart from the report: {'; '.join(told)}.\n" if told else ""
 
 
 def publish_evidence(target: Path) -> None:

@@ -34,7 +34,7 @@ LAYERS = [
     ["pipeline"],
     ["ablation", "diagnosis", "trials"],
     ["comparison", "standings", "robustness", "evidence"],
-    ["arms", "claims"],
+    ["arms", "claims", "evidence_text"],
     ["report_language", "kernels"],
     ["report_chapter"],
     ["report_html"],

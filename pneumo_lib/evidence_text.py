@@ -1,0 +1,152 @@
+"""What the published answers say together, in sentences and in tables of texts; `evidence` counts it."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from pneumo_lib import answers, evaluation, evidence, standings
+
+
+def told_reruns(table: pd.DataFrame) -> str:
+    """`evidence.reruns` in a sentence, with the places where intervals of test films alone promise too much."""
+    parts = []
+    for (system, protocol), part in table[~table["inside"]].groupby(["system", "protocol"], sort=False):
+        both = ((table["system"] == system) & (table["protocol"] == protocol)).sum()
+        parts.append(f"`{system}` {protocol} {len(part)} of {both}")
+    told = f"Outside: {', '.join(parts)}." if parts else "None is outside."
+    inside = (
+        f"{table['inside'].sum()} of {len(table)} times the accuracy of one seed lies in the 95 % interval of another"
+    )
+    return f"A rerun under another seed: {inside}. {told}\n"
+
+
+def told_cut(said: pd.DataFrame, validation: pd.DataFrame, finding: str = "COVID19") -> str:
+    """What `evidence.with_cut` makes of our network on noisy test films, in a sentence; means over seeds."""
+    ours = said[(said["system"] == evidence.OURS) & (said["protocol"] == "test_noise")]
+    own = validation[(validation["system"] == evidence.OURS) & (validation["protocol"] == "val_0.5")]
+    cut = evidence.with_cut(ours, own, finding)
+    known = f"on validation films {_recall(own, finding):.1%} are found without a cut"
+    gain = f"{_recall(ours, finding):.1%} to {_recall(cut, finding):.1%}"
+    right = [f"{(table['label'] == table['predicted']).mean():.1%}" for table in (ours, cut)]
+    return (
+        f"A cut for {finding} that finds 95 % of it on validation takes its recall on noisy test films from {gain}, "
+        f"the accuracy from {right[0]} to {right[1]}; {known}.\n"
+    )
+
+
+def told_comparison(said: pd.DataFrame, source: str = evidence.SOURCE) -> str:
+    """Our network against a source in a sentence: differences of the seeds' means and what the paired tests say."""
+    table, parts = evidence.paired(said, evidence.OURS, source), []
+    seeds = table.loc[table["seed"] != evidence.MEAN, "seed"].unique()
+    for protocol, part in table.groupby("protocol", sort=False):
+        mean, single = part[part["seed"] == evidence.MEAN].iloc[0], part[part["seed"] != evidence.MEAN]
+        p = "p < 0.001" if mean["p"] < 0.0005 else f"p = {mean['p']:.3f}"
+        sure = f"; below 0.05 for {(single['p'] < 0.05).sum()} of {len(single)} single seeds" * (len(seeds) > 1)
+        parts.append(f"{protocol} {mean['difference'].percent()} ({p}{sure})")
+    which = "seeds averaged" if len(seeds) > 1 else f"seed {seeds[0]}"
+    return f"`{evidence.OURS}` minus `{source}`, {which}, exact McNemar test: {'; '.join(parts)}.\n"
+
+
+def told_errors(said: pd.DataFrame) -> str:
+    """Test films that our network has wrong under every seed, and under every variant of its recipe, in a sentence."""
+    ours = said["system"] == evidence.OURS
+    family, parts = ours | said["system"].isin(evidence.VARIANTS), []
+    for title, protocol in (("clean", "clean"), ("noisy", "test_noise")):
+        films = said["protocol"] == protocol
+        same, stubborn = (evidence.always_wrong(said[films & chosen]) for chosen in (ours, family))
+        one = said[films & ours].groupby("seed")["path"].size()
+        by_class = ", ".join(f"{n} {label}" for label, n in same["label"].value_counts().sort_index().items())
+        parts.append(
+            f"{(~_right(said[films & ours])).sum() / len(one):.0f} of {one.iloc[0]:,} {title} test films are wrong on "
+            f"average, {len(same)} of them under all {len(one)} seeds ({by_class}), so that no vote of theirs passes "
+            f"{1 - len(same) / one.iloc[0]:.1%}, and {len(stubborn)} in every row and seed of this table"
+        )
+    return f"Errors of `{evidence.OURS}` that no seed avoids: {'; '.join(parts)}.\n"
+
+
+def readable_ablation(validation: pd.DataFrame, said: pd.DataFrame, epochs: dict[str, str]) -> pd.DataFrame:
+    """`evidence.ablation` of our recipe and its variants as texts; accuracies on test films, beside it, chose nothing.
+
+    Args:
+        epochs: as `evidence.fastest_epochs` gives them.
+    """
+    names = {evidence.OURS: "as it is"} | evidence.VARIANTS
+    chosen = evidence.ablation(validation, list(names))
+    tested = said.groupby(["system", "protocol"]).apply(lambda part: _right(part).mean(), include_groups=False)
+    rows = []
+    for name, told in names.items():
+        part = chosen[chosen["system"] == name].set_index("protocol")
+        if len(part):
+            row = {"recipe": told, "seeds": str(part["seeds"].iloc[0])}
+            for title, protocol in (("noise 0.5", "val_0.5"), ("clean", "val_0")):
+                row[f"validation, {title}"] = "{accuracy:.1%}, log loss {loss:.3f}".format(**part.loc[protocol])
+            for title, protocol in (("noise 0.5", "test_noise"), ("clean", "clean")):
+                row[f"test, {title}"] = f"{tested[name, protocol]:.1%}"
+            row["fastest epoch"] = epochs[name]
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def readable(table: pd.DataFrame) -> pd.DataFrame:
+    """`evidence.over_seeds` as texts, for people."""
+    cells = {
+        "system": table["system"],
+        "test films": table["protocol"],
+        "n": [f"{cell.n:,}" for cell in table["accuracy"]],
+        "accuracy": [cell.percent() for cell in table["accuracy"]],
+        "of the seeds": [
+            f"{row.lowest:.1%} to {row.highest:.1%} ({row.seeds})" if row.seeds > 1 else "1"
+            for row in table.itertuples()
+        ],
+        "recall " + " / ".join(table["recall"].iloc[0]): [
+            " / ".join(f"{value:.1%}" for value in recall.values()) for recall in table["recall"]
+        ],
+        "seeds averaged": [cell.percent() if cell else "" for cell in table["averaged"]],
+        "without copies or known patients": [f"{cell.percent()} of {cell.n:,}" for cell in table["distinct"]],
+    }
+    return pd.DataFrame(cells)
+
+
+def told_sources(target: Path) -> str:
+    """What `controls.by_source` came to over its seeds, in a sentence; nothing where none was published."""
+    done = [answers.read(path.parent) for path in sorted((target / evidence.SOURCES).glob("seed_*/predictions.csv"))]
+    if not done:
+        return ""
+    found = [standings.recalls([one]).iloc[0] for one in done]
+    card, names = done[0].card, done[0].classes
+    shares = {name: sum(row[name].value for row in found) / len(found) for name in names}
+    told = ", ".join(f"{shares[name]:.1%} of the {found[0][name].n:,} films of {name}" for name in names)
+    size, mean = card["arguments"]["image_size"], sum(row["mean"] for row in found) / len(found)
+    return (
+        f"Asked where a film comes from instead of what it shows, `{card['architecture']}` ({size} px, "
+        f"{card['train_images']:,} clean films, {card['epochs']} epochs, mean of {len(done)} seeds) "
+        f"recognises {told} among the test films; mean recall {mean:.1%}, by chance {1 / len(names):.1%}.\n"
+    )
+
+
+def told_denoisers(target: Path) -> str:
+    """How well denoisers that were trained apart restore test films, in a sentence; nothing where none was published.
+
+    A film's PSNR and SSIM are the means over the seeds; the intervals are over films, as elsewhere.
+    """
+    told = []
+    for folder in sorted((target / evidence.DENOISERS).glob("*")):
+        places = sorted(folder.glob("seed_*"))
+        card, films = answers.read_card(places[0]), pd.concat(pd.read_csv(place / evidence.QUALITY) for place in places)
+        means = films.groupby(["method", "path"], as_index=False)[["psnr", "ssim"]].mean()
+        row = evaluation.summarise_quality(means).iloc[0]
+        told.append(
+            f"`{folder.name}` ({card['parameters']:,} parameters, {card['train_images']:,} films; {card['recipe']}; "
+            f"{len(places)} seed{'s' * (len(places) > 1)}) {row['psnr']:.2f} dB [{row['psnr_low']:.2f}, "
+            f"{row['psnr_high']:.2f}], SSIM {row['ssim']:.3f} [{row['ssim_low']:.3f}, {row['ssim_high']:.3f}] on "
+            f"{row['n']:,} test films with noise {card['noise']['strength']:g}"
+        )
+    return f"Denoisers trained apart from the report: {'; '.join(told)}.\n" if told else ""
+
+
+def _recall(said: pd.DataFrame, finding: str) -> float:
+    return float(_right(said[said["label"] == finding]).mean())
+
+
+def _right(said: pd.DataFrame) -> pd.Series:
+    return said["label"] == said["predicted"]
