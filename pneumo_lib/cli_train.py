@@ -191,7 +191,7 @@ def _corrupt(one: answers.Finished, cache: str) -> None:
 def _stored(predictions: str, pairs: str) -> pd.DataFrame:
     table = answers.read_predictions(runtime.locate(predictions))
     if pairs:
-        table = pipeline.without_copies(table, audit.read_pairs(runtime.locate(pairs)))
+        table = pipeline.without(table, pipeline.copies(audit.read_pairs(runtime.locate(pairs))))
     if table.empty:
         raise DataError(f"{predictions} has no film {'without a copy in train or val' if pairs else 'at all'}.")
     return table

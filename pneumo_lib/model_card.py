@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from pneumo_lib import answers, data_card, evaluation, metrics, pipeline, publish, robustness, runs
+from pneumo_lib import answers, data_card, evaluation, evidence, metrics, pipeline, publish, robustness, runs
 from pneumo_lib.config import Config
 from pneumo_lib.data.audit import read_pairs
 from pneumo_lib.data.cards import card_for
@@ -36,7 +36,7 @@ def text(folder: Path, place: Path) -> str:
     """The card of one network as Markdown.
 
     Args:
-        folder: the published one, with audit_pairs.csv and metrics.json where there are any.
+        folder: the published one, with audit_pairs.csv, data_card.json and metrics.json where there are any.
         place: the network's own folder below it: model.json, predictions.csv, and corruptions.csv where there is one.
 
     Raises:
@@ -44,14 +44,15 @@ def text(folder: Path, place: Path) -> str:
     """
     card, said = answers.read_card(place), answers.read_predictions(place / answers.PREDICTIONS)
     worse = place / robustness.CORRUPTIONS
+    without, known = _known(folder)
     facts = {
         "card": card,
         "name": place.relative_to(folder).as_posix(),
         "known": card_for(card["dataset"]),
         "megabytes": (place / "model.safetensors").stat().st_size / 1e6,
-        "protocols": _protocols(card, said, folder / publish.PAIRS),
+        "protocols": _protocols(card, said, without, known),
         "by_class": {name: _by_class(said[said["protocol"] == name], card["classes"]) for name in _names(said)},
-        "audited": (folder / publish.PAIRS).exists(),
+        "without": without,
         "worth": _worth(said, card["decision"]["threshold"]),
         "refused": _refused(said, card),
         "sets": _sets(said, card["decision"]),
@@ -82,18 +83,28 @@ def _names(said: pd.DataFrame) -> Sequence[str]:
     return said["protocol"].unique().tolist()
 
 
-def _protocols(card: dict[str, Any], said: pd.DataFrame, pairs: Path) -> pd.DataFrame:
-    """One row per protocol: which films, how many of each class, accuracy, and that of the films without a copy."""
+def _known(folder: Path) -> tuple[str, set[str]]:
+    """Test films that the audit, and where films were counted their patients, connect with training: what to call them
+    ("" where nothing was looked for), and their paths."""
+    if not (folder / evidence.PAIRS).exists():
+        return "", set()
+    if (folder / data_card.FACTS).exists():
+        return "copies or known patients", evidence.known_films(folder)
+    return "copies", pipeline.copies(read_pairs(folder / evidence.PAIRS))
+
+
+def _protocols(card: dict[str, Any], said: pd.DataFrame, without: str, known: set[str]) -> pd.DataFrame:
+    """One row per protocol: which films, how many of each class, accuracy, and that of films not known."""
     shown = {one["name"]: _shown(one, card) for one in card["protocols"]}
-    apart = pipeline.without_copies(said, read_pairs(pairs)) if pairs.exists() else None
+    apart = pipeline.without(said, known)
     rows = []
     for name in _names(said):
         films = said[said["protocol"] == name]
         n = films["label"].value_counts()
         row = {"protocol": f"`{name}`", "films": shown.get(name, name), "n": f"{len(films):,}"}
         row |= {"accuracy": _accuracy(films), "always the commonest class": f"{n.max() / len(films):.1%}"}
-        if apart is not None:
-            row["without copies in train"] = _accuracy(apart[apart["protocol"] == name])
+        if without:
+            row[f"without {without}"] = _accuracy(apart[apart["protocol"] == name])
         rows.append(row)
     return pd.DataFrame(rows)
 

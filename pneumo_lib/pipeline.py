@@ -1,5 +1,6 @@
 """The stages of one run, as the notebooks and the command line call them: data, denoisers, classifiers, predictions."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -224,9 +225,9 @@ def copies(pairs: pd.DataFrame) -> set[str]:
     return set(pairs["path_a"][learnt_b]) | set(pairs["path_b"][learnt_a])
 
 
-def without_copies(predictions: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
-    """The rows whose film has no exact or near copy in train or val, by the pairs of `data.audit`."""
-    return predictions[~predictions["path"].isin(copies(pairs))]
+def without(predictions: pd.DataFrame, known: Collection[str]) -> pd.DataFrame:
+    """The rows of films that are not among the known ones, by their paths."""
+    return predictions[~predictions["path"].isin(known)]
 
 
 def cases(predictions: pd.DataFrame, n: int, *, classes: tuple[str, ...]) -> pd.DataFrame:

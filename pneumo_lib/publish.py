@@ -90,7 +90,7 @@ def _copies(exploration: dict[str, Any], evaluation: dict[str, Any]) -> str:
         for row in evaluation["distinct"]
         if row["protocol"] == "noisy_test"
     ]
-    rest = f" On the films of `noisy_test` without a copy: {', '.join(left)}." if left else ""
+    rest = f" On the films of `noisy_test` without a copy or their patient there: {', '.join(left)}." if left else ""
     return f"Also in training or validation, exactly or nearly: {', '.join(told)}.{rest}"
 
 

@@ -322,7 +322,7 @@ def test_phantoms_are_never_compared_with_the_source(predictions):
     assert table["reported"].isna().all() and len(table) == 6 and table["reported"].dtype == float
 
 
-def test_without_copies_leaves_out_whatever_has_a_copy_in_train_or_val():
+def test_films_with_a_copy_in_train_or_val_can_be_left_out():
     films = pd.DataFrame({"path": ["test/a", "test/b", "test/c", "noisy_test/d", "test/e"]})
     pairs = pd.DataFrame(
         [
@@ -333,8 +333,8 @@ def test_without_copies_leaves_out_whatever_has_a_copy_in_train_or_val():
         ],
         columns=["path_a", "split_a", "path_b", "split_b"],
     )
-    assert pipeline.without_copies(films, pairs)["path"].tolist() == ["test/c", "noisy_test/d", "test/e"]
-    assert len(pipeline.without_copies(films, pairs.head(0))) == len(films)
+    assert pipeline.without(films, pipeline.copies(pairs))["path"].tolist() == ["test/c", "noisy_test/d", "test/e"]
+    assert len(pipeline.without(films, pipeline.copies(pairs.head(0)))) == len(films)
 
 
 def test_cases_are_the_surest_right_and_wrong_of_each_class():

@@ -13,7 +13,19 @@ import pytest
 import tiny_trials
 import torch
 
-from pneumo_lib import answers, diagnosis, evaluation, model_card, pipeline, publish, release, robustness, runs, trials
+from pneumo_lib import (
+    answers,
+    diagnosis,
+    evaluation,
+    evidence,
+    model_card,
+    pipeline,
+    publish,
+    release,
+    robustness,
+    runs,
+    trials,
+)
 from pneumo_lib.data import ImageSet, open_folder
 from pneumo_lib.data.licences import UNKNOWN
 from pneumo_lib.errors import DataError, UsageError
@@ -281,7 +293,12 @@ def test_copies_corruptions_and_controls_are_told_where_they_were_measured(relea
     levels = pd.DataFrame({"kind": "blur", "level": [0.0, 2.0], "value": [0.9, 0.6]})
     levels.to_csv(released.folder / robustness.CORRUPTIONS, index=False)
     text = model_card.text(figures, released.folder)
-    assert re.search(rf"^\| `{CLEAN}` .* n = 24 .* n = 23 \|$", text, re.M)
+    assert re.search(rf"^\| `{CLEAN}` .* n = 24 .* n = 23 \|$", text, re.M) and "*Without copies* leaves" in text
+    (other,) = released.predictions["path"].tail(1)
+    (figures / evidence.FACTS).write_text(json.dumps({"acquainted": [film, other]}))
+    facts = model_card._known(figures)
+    assert facts == ("copies or known patients", {film, other})
+    (figures / evidence.FACTS).unlink()
     assert "| border only | 75.0% | 75.0% | 62.5% |" in text
     assert "| blur | 90.0% | 2: 60.0% | 0.750 |" in text
 

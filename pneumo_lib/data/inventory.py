@@ -45,7 +45,7 @@ def inventory(folder: ImageFolder, *, progress: Progress | None = None) -> dict[
         "films": _counts(table),
         "patients": _patients(table),
         "shared": _shared(table),
-        "acquainted": _acquainted(table),
+        "acquainted": acquainted(table),
         "sizes": _ranges(table["split"], sizes),
         "types": dict(sorted(Counter(PurePosixPath(path).suffix.lower() for path in table["path"]).items())),
         "bytes": int(table["bytes"].sum()),
@@ -84,7 +84,12 @@ def _shared(table: pd.DataFrame) -> dict[str, int]:
     return {names: int(n) for names, n in splits.value_counts().sort_index().items() if ", " in names}
 
 
-def _acquainted(table: pd.DataFrame) -> list[str]:
+def acquainted(table: pd.DataFrame) -> list[str]:
+    """Paths of films of other splits whose patient has films in train or val; of unknown patients nothing is known.
+
+    Args:
+        table: of a folder or image set: path, split, group (the patient, "" where unknown).
+    """
     learnt = table["split"].isin(LEARNT)
     patients = set(table["group"][learnt]) - {""}
     return sorted(table["path"][~learnt & table["group"].isin(patients)])
