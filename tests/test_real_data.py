@@ -8,10 +8,12 @@ import os
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import test_novelty
+from scipy.stats import fisher_exact
 
-from pneumo_lib import comparison, config, data, images, pipeline, runs, systems, trials
+from pneumo_lib import comparison, config, data, evidence, images, pipeline, runs, systems, trials
 from pneumo_lib.data.duplicates import without_duplicates
 from pneumo_lib.diagnosis import Diagnoser
 
@@ -51,6 +53,20 @@ def test_films_are_readable_and_not_blank(films):
     paths = [Path(FOLDER) / path for path in films.table["path"].sample(50, random_state=0)]
     for film in map(images.read, paths):
         assert film.dtype == np.float32 and 0 <= film.min() < film.max() <= 1
+
+
+def test_the_readme_tells_which_pneumonias_no_seed_finds():
+    figures = Path(__file__).parent.parent / "figures"
+    said = evidence.repeated(figures).query("system == @evidence.OURS and protocol == 'clean'")
+    missed = evidence.always_wrong(said)["path"]
+    films = pd.read_csv(Path(FOLDER) / "manifest.csv").query("split == 'test' and label == 'PNEUMONIA'")
+    viral, lost = films["source_name"].str.contains("virus"), films["path"].isin(missed)
+    (virus, virus_found), (other, other_found) = [(part.sum(), (~part).sum()) for part in (lost[viral], lost[~viral])]
+    assert films.loc[~viral, "source_name"].str.contains("bacteria").all()
+    p = fisher_exact([[virus, virus_found], [other, other_found]]).pvalue
+    told = f"{virus} of {viral.sum()} viral and {other} of {(~viral).sum()} bacterial ones"
+    readme = " ".join((figures.parent / "README.md").read_text().split())
+    assert f"{told}, by the names of Kermany's files (Fisher p = {p:.2f})" in readme
 
 
 # ---- what is refused ------------------------------------------------------------------------------------------------
