@@ -69,6 +69,11 @@ def test_the_readme_tells_which_pneumonias_no_seed_finds():
     assert f"{told}, by the names of Kermany's files (Fisher p = {p:.2f})" in readme
 
 
+def test_no_film_of_another_adult_is_there_to_hold_covid19_against():
+    films = pd.read_csv(Path(FOLDER) / "manifest.csv").query("split in ['train', 'test'] and label != 'COVID19'")
+    assert set(films["source"]) == {"Kermany 2018"} and len(films) == 5840
+
+
 # ---- what is refused ------------------------------------------------------------------------------------------------
 
 MOST_REFUSED, MOST_OF_A_CLASS = 0.05, 0.07  # of real test films, which the check must take for what they are
