@@ -358,6 +358,25 @@ def test_what_the_readme_says_of_the_aims_follows_from_the_published_answers():
     assert f"(preset `quick` {short['ssim']:.3f})" in README
 
 
+def test_what_the_readme_says_of_denoising_follows_from_the_published_answers():
+    found, readme = arms.read(FIGURES), " ".join(README.split())
+    at = arms.scores(found).groupby(["network", "arm", "kind", "level"])["accuracy"].mean() * 100
+    bare, rescued = (
+        {name: at[name, arm, "gaussian", 0.5] for name in ("cnn2", "resnet34")} for arm in ("unprepared", "rescued")
+    )
+    assert f"`cnn2` has {bare['cnn2']:.1f} % of the films right without one and {rescued['cnn2']:.1f} %" in readme
+    assert f"behind one, `resnet34` {bare['resnet34']:.1f} and {rescued['resnet34']:.1f} %" in readme
+    tests = arms.paired(found).set_index(["network", "kind", "level"]).sort_index()
+    noisy = tests.loc["resnet34", "gaussian"].drop(0.0)
+    low, high = 100 * noisy["difference"].min(), 100 * noisy["difference"].max()
+    told = f"has {low:.1f} to {high:.1f} points more behind it (McNemar, p from {noisy['p'].min():.2f} to"
+    assert f"{told} {noisy['p'].max():.2f})" in readme
+    lost = [-100 * tests.loc[(name, "darker", 0.35), "difference"] for name in ("cnn2", "resnet34")]
+    assert f"`cnn2` {lost[0]:.0f} points and `resnet34` {lost[1]:.0f}:" in readme
+    sure = tests.loc["cnn2"][["better", "worse"]].any(axis=1)
+    assert sure.sum() == 3 and not sure.loc["gaussian"].any()
+
+
 def test_what_the_readme_says_of_the_source_s_full_recipe_follows_from_the_published_answers():
     copies = pipeline.copies(read_pairs(FIGURES / evidence.PAIRS))
     told = evidence.repeated(FIGURES).query("protocol == 'noisy_test'")
