@@ -4,20 +4,24 @@
     python benchmarks/recipe.py --films 96 --epochs 1       # a try on drawings
 
 Prints seconds and films per second of decoding, denoiser and classifier training (validation and stored states
-included), then `speed` for the same tasks on the same machine. With --out both go into files there.
+included), then `speed` for the same tasks on the same machine. With --out both go into files there. --profile also says
+what the steps of each training spend their time on, and how much of it a GPU is at work.
 """
 
 import argparse
 import json
+import math
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
@@ -73,10 +77,31 @@ def run(data: Path, kept: Path, given: argparse.Namespace) -> list[dict]:
         with timed(rows, f"{name}: {given.epochs} epochs", len(train) * given.epochs) as row:
             fitted = training.fit(network, task, kept / name.partition(",")[0])
             row["validation"] = f"{fitted.history['val_score'].iloc[-1]:.3f}"
+        if given.profile:
+            print(f"{name}: {profile(network, task, kept / 'profile' / name.partition(',')[0])}", flush=True)
         floor = roofline.floor(network.to("cpu"), given.size, machine)["films/s"]
         rows[-1]["share of the floor"] = f"{rows[-1]['films/s'] / floor:.0%}"
     rows.append({"phase": "all", "seconds": round(sum(row["seconds"] for row in rows), 1)})
     return rows
+
+
+def profile(network: nn.Module, task: training.Task, place: Path, films: int = 20 * BATCH) -> str:
+    """Milliseconds of a training step by the clock and by what the device works, and its dearest operators."""
+    few = replace(task, train=task.train.draw(films, seed=0))
+    loop = training.Loop(network, few, place)
+    loop.train(1)  # warms up
+    steps_of, gpu = math.ceil(len(few.train) / BATCH), torch.cuda.is_available()
+    kinds = [torch.profiler.ProfilerActivity.CPU] + [torch.profiler.ProfilerActivity.CUDA] * gpu
+    start = time.perf_counter()
+    loop.train(2)  # ends with a number from the device, so the clock waits for it
+    clock = 1000 * (time.perf_counter() - start) / steps_of
+    with torch.profiler.profile(activities=kinds) as seen:
+        loop.train(3)
+    kind = "device" if gpu else "cpu"
+    operators = seen.key_averages()
+    busy = sum(getattr(one, f"self_{kind}_time_total") for one in operators) / 1000 / steps_of
+    table = operators.table(sort_by=f"self_{kind}_time_total", row_limit=20, max_name_column_width=60)
+    return f"{clock:.2f} ms a step, of which the {kind} works {busy:.2f} (watched, over all threads)\n{table}"
 
 
 def main() -> None:
@@ -88,6 +113,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=SIZE, help="side of the films that the networks see")
     parser.add_argument("--rounds", type=int, default=3, help="of the comparison; 0 leaves it out")
     parser.add_argument("--speed-films", type=int, default=0, help="of each task of the comparison")
+    parser.add_argument("--profile", action="store_true", help="print where the time of each training goes")
     parser.add_argument("--out", default="", help="folder for recipe.json and the files of speed.py")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="recipe-") as place:

@@ -34,7 +34,7 @@ from pneumo_lib.recipe import one_of
 
 Preset = StrEnum("Preset", {name: name for name in configs.PRESETS})
 PresetOption = Annotated[
-    Preset, typer.Option(help="demo: phantoms, minutes. quick: a real folder, 50 min. full: hours. tiny: for tests.")
+    Preset, typer.Option(help="demo: phantoms, minutes. quick: a real folder, 40 min. full: hours. tiny: for tests.")
 ]
 DataOption = Annotated[str, typer.Option("--data", help="Image folder ROOT/SPLIT/CLASS/image; demo draws its own.")]
 RunOption = Annotated[str, typer.Option("--run", help="Run folder; by default runs/NAME, named after the preset.")]

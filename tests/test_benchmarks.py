@@ -1,6 +1,7 @@
 """What the benchmarks count and compare is what they say it is."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import contenders  # noqa: E402
 import evidence as trainings  # noqa: E402
+import recipe  # noqa: E402
 import roofline  # noqa: E402
 import speed  # noqa: E402
 
@@ -151,3 +153,19 @@ def test_a_training_is_run_by_name_with_those_that_it_waits_for(only, jobs):
 
 def test_without_a_name_every_training_is_run():
     assert trainings.wanted(trainings.jobs(), []) == list(trainings.jobs())
+
+
+def test_the_whole_recipe_tells_its_phases_and_where_their_time_goes(tmp_path, monkeypatch, capsys):
+    options = "--films 24 --epochs 1 --size 32 --rounds 0 --profile --out"
+    monkeypatch.setattr(sys, "argv", ["recipe.py", *options.split(), str(tmp_path)])
+    recipe.main()
+    rows, told = json.loads((tmp_path / "recipe.json").read_text())["rows"], capsys.readouterr().out
+    decoding, denoiser, classifier, everything = rows
+    assert "epochs" in denoiser["phase"] and 5 < float(denoiser["validation"]) < 30, "dB"
+    assert 0 <= float(classifier["validation"]) <= 1 and classifier["share of the floor"].endswith("%")
+    assert everything["seconds"] == pytest.approx(
+        sum(row["seconds"] for row in (decoding, denoiser, classifier)), abs=0.1
+    )
+    profiles = re.findall(r"([\d.]+) ms a step, of which the \w+ works ([\d.]+)", told)
+    assert len(profiles) == 2 and all(float(clock) > 0 and float(busy) > 0 for clock, busy in profiles)
+    assert "convolution_backward" in told
