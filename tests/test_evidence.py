@@ -358,23 +358,36 @@ def test_what_the_readme_says_of_the_aims_follows_from_the_published_answers():
     assert f"(preset `quick` {short['ssim']:.3f})" in README
 
 
+LEVELS = (0.1, 0.25, 0.5, 0.75)
+
+
 def test_what_the_readme_says_of_denoising_follows_from_the_published_answers():
     found, readme = arms.read(FIGURES), " ".join(README.split())
     at = arms.scores(found).groupby(["network", "arm", "kind", "level"])["accuracy"].mean() * 100
     bare, rescued = (
         {name: at[name, arm, "gaussian", 0.5] for name in ("cnn2", "resnet34")} for arm in ("unprepared", "rescued")
     )
-    assert f"`cnn2` has {bare['cnn2']:.1f} % of the films right without one and {rescued['cnn2']:.1f} %" in readme
+    assert (
+        f"`cnn2` has {bare['cnn2']:.1f} % of the films right without a denoiser and {rescued['cnn2']:.1f} %" in readme
+    )
     assert f"behind one, `resnet34` {bare['resnet34']:.1f} and {rescued['resnet34']:.1f} %" in readme
-    tests = arms.paired(found).set_index(["network", "kind", "level"]).sort_index()
-    noisy = tests.loc["resnet34", "gaussian"].drop(0.0)
-    low, high = 100 * noisy["difference"].min(), 100 * noisy["difference"].max()
-    told = f"has {low:.1f} to {high:.1f} points more behind it (McNemar, p from {noisy['p'].min():.2f} to"
-    assert f"{told} {noisy['p'].max():.2f})" in readme
-    lost = [-100 * tests.loc[(name, "darker", 0.35), "difference"] for name in ("cnn2", "resnet34")]
-    assert f"`cnn2` {lost[0]:.0f} points and `resnet34` {lost[1]:.0f}:" in readme
-    sure = tests.loc["cnn2"][["better", "worse"]].any(axis=1)
-    assert sure.sum() == 3 and not sure.loc["gaussian"].any()
+    names, tests = (
+        ["cnn2", "resnet34", "aernet"],
+        arms.paired(found).set_index(["network", "kind", "level"]).sort_index(),
+    )
+    gains = [100 * tests.loc[(name, "gaussian", level), "difference"] for name in names for level in LEVELS]
+    assert f"the differences are {abs(min(gains)):.1f} to {max(gains):.1f} points" in readme and len(gains) == 12
+    sure = [tests.loc[(name, "gaussian", level), "p"] < 0.05 for name in names for level in LEVELS]
+    assert sum(sure) == 1
+    top = [100 * tests.loc[(name, "gaussian", 1.0), "difference"] for name in names]
+    p = [tests.loc[(name, "gaussian", 1.0), "p"] for name in names]
+    assert "At 1.0 it may: {:.1f}, {:.1f} and {:.1f} points".format(*top) in readme
+    assert "p = {:.2f}, {:.2f} and < 0.001".format(*p[:2]) in readme and p[2] < 0.001
+    lost = [-100 * tests.loc[(name, "darker", 0.35), "difference"] for name in names]
+    assert "all three lose behind it, {:.0f}, {:.0f} and {:.0f} points".format(*lost) in readme
+    assert all(tests.loc[(name, "darker", 0.35), "worse"] for name in names)
+    paler = [tests.loc[(name, "low_contrast", 0.8), ["better", "worse"]].tolist() for name in names]
+    assert [True, False] in paler and [False, True] in paler, "the networks disagree"
 
 
 def test_what_the_readme_says_of_the_source_s_full_recipe_follows_from_the_published_answers():
