@@ -1,8 +1,8 @@
 """Every number that the source reports claim, beside what was measured here, and what follows.
 
 A claim is *reproduced* where the reported value lies in our 95 % interval. Where ours was trained more briefly than the
-source's and falls short, nothing follows; where it was trained as the source did and the value lies outside, the claim
-is *not reproduced*.
+source's, or from scratch where that began with ImageNet weights, and falls short, nothing follows; where it was trained
+as the source did and the value lies outside, the claim is *not reproduced*.
 """
 
 from collections.abc import Iterator
@@ -35,6 +35,7 @@ class Claim:
         seeds: networks behind ours.
         how: what ours was trained and tested on.
         shorter: whether that was less than the source did.
+        scratch: whether ours began with fresh weights and the source's with those of ImageNet.
         unlike: why the two must not be held against each other; empty where they may.
         area: whether it is an area under a curve, not a share of films.
     """
@@ -49,6 +50,7 @@ class Claim:
     shorter: bool
     unlike: str = ""
     area: bool = False
+    scratch: bool = False
 
     @property
     def verdict(self) -> str:
@@ -58,11 +60,14 @@ class Claim:
         inside = self.ours.low <= self.reported <= self.ours.high
         if self.unlike:
             return f"not comparable: {self.unlike}"
+        less = [words for less, words in ((self.shorter, "with less training"), (self.scratch, "from scratch")) if less]
         if inside:
-            return "reproduced" + (", with less training" if self.shorter else "")
+            return ", ".join(["reproduced", *less])
         if self.ours.low > self.reported:
             return "exceeded"
-        return "not comparable: ours was trained for less" if self.shorter else "not reproduced"
+        if self.shorter:
+            return "not comparable: ours was trained for less"
+        return "not comparable: the source began with ImageNet weights" if self.scratch else "not reproduced"
 
 
 def claims(figures: Path, published: dict[str, Any]) -> list[Claim]:
@@ -193,4 +198,5 @@ def _trained(
     size, epochs = done.card["arguments"]["image_size"], done.card["epochs"]
     how = f"{size} px, {done.card['train_images']:,} films, {epochs} epochs"
     shorter = any(done.card["scale"].values())
-    return Claim(report, what, reported, films, ours, 1, how, shorter, unlike, area=score == "auc")
+    scratch = SYSTEMS[done.card["system"]].pretrained and done.card["starting_weights"] == "none"
+    return Claim(report, what, reported, films, ours, 1, how, shorter, unlike, area=score == "auc", scratch=scratch)

@@ -46,6 +46,7 @@ class System:
         denoiser: architecture that cleans its films first; "" for none. Its recipe is that of the preset.
         noisy: it learns from films under the run's noise, some of them under another strength (`Config.noise_share`),
             and is tested on noisy, on already noisy and on clean ones.
+        pretrained: the source began with ImageNet weights (`--weights imagenet`).
         corrected: where the source's recipe is wrong or silent, and what is done here.
         source: the report, and where in it.
     """
@@ -62,6 +63,7 @@ class System:
     reported: Mapping[str, Reported] = field(default_factory=dict)
     denoiser: str = ""
     noisy: bool = False
+    pretrained: bool = False
     corrected: str = ""
 
     def shortened(self, scale: Scale) -> "System":

@@ -101,7 +101,9 @@ _TABLE = (
             "covid_ct": Reported("COVID-19 CT", 0.972, precision=0.967, recall=0.978, f1=0.972, auc=0.995),
             "brain_mri": Reported("brain MRI", 0.969, precision=0.963, recall=0.974, f1=0.969, auc=0.993),
         },
-        corrected="published splits where there are any, by patient elsewhere; its list of augmentations is lost. Its "
+        pretrained=True,
+        corrected="published splits where there are any, by patient elsewhere; its list of augmentations is lost; from "
+        "scratch unless `--weights imagenet`, with which its code starts. Its "
         "tables disagree: chest 95.3 % per class, 96.1 % in the comparison",
     ),
     _architecture("alexnet", "AlexNet", 0.852, 0.845, 0.859, 0.852, 0.952, 61.1, 12.3),
@@ -162,6 +164,7 @@ _TABLE = (
         datasets=(KERMANY,),
         source="report E",
         reported={KERMANY: Reported("16 test films", 0.9375, 15, 16)},
+        pretrained=True,
         corrected=f"{_VALIDATION}; tested on 624 films, not 16; from scratch unless `--weights imagenet`, "
         "with which the source started; learning rate not stated: 0.0001",
     ),

@@ -188,6 +188,28 @@ def test_a_verdict_follows_from_the_interval(reported, shorter, unlike, verdict)
     assert Claim("A", "accuracy", reported, 0, ours, 1, "how", shorter, unlike).verdict == verdict
 
 
+@pytest.mark.parametrize(
+    ("reported", "shorter", "verdict"),
+    [
+        (0.90, False, "reproduced, from scratch"),
+        (0.90, True, "reproduced, with less training, from scratch"),
+        (0.97, False, "not comparable: the source began with ImageNet weights"),
+        (0.97, True, "not comparable: ours was trained for less"),
+        (0.80, False, "exceeded"),
+    ],
+)
+def test_what_began_with_imagenet_is_not_held_against_what_began_from_scratch(reported, shorter, verdict):
+    ours = Estimate(0.90, 0.88, 0.92, 1000)
+    assert Claim("B", "accuracy", reported, 0, ours, 1, "how", shorter, scratch=True).verdict == verdict
+
+
+def test_the_published_card_tells_whether_it_began_from_scratch():
+    place = FIGURES / "systems" / "brain_mri" / "aernet"
+    one = claims._trained("B", "x", 0.969, 0, place)
+    assert one.scratch and not one.shorter and answers.read_card(place)["starting_weights"] == "none"
+    assert not claims._trained("D", "x", 0.85, 0, FIGURES / "systems" / "chest_xray_kermany" / "cnn3").scratch
+
+
 def test_what_was_not_measured_is_said():
     one = Claim("B", "accuracy", 0.9, 0, None, 0, "", True)
     assert one.verdict == "not measured" and claims.table([one])["measured here"].item() == ""
