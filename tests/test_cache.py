@@ -264,7 +264,7 @@ def test_describe_counts_films_and_patients(films):
     found = open_films(films)
     shown = found.describe()
     assert shown.loc["train", [*CLASSES, "all", "patients known"]].tolist() == [10, 10, 10, 30, 15]
-    assert repr(found) == "ImageSet(60 films of 16×16: train 30, test 30; COVID19, NORMAL, PNEUMONIA)"
+    assert repr(found) == "ImageSet(60 films of 16×16: train 30, test 30;\n         COVID19, NORMAL, PNEUMONIA)"
 
 
 def test_images_without_rows_are_refused(films):

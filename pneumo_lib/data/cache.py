@@ -66,7 +66,7 @@ class ImageSet:
             f"{split or 'no split'} {n}" for split, n in count(self.table, self.classes).sum(axis=1).items()
         )
         size = "×".join(map(str, self.images.shape[1:]))
-        return f"ImageSet({len(self)} films of {size}: {splits}; {', '.join(self.classes)})"
+        return f"ImageSet({len(self)} films of {size}: {splits};\n{' ' * 9}{', '.join(self.classes)})"
 
     @property
     def labels(self) -> np.ndarray:
