@@ -90,16 +90,16 @@ def profile(network: nn.Module, task: training.Task, place: Path, films: int = 2
     few = replace(task, train=task.train.draw(films, seed=0))
     loop = training.Loop(network, few, place)
     loop.train(1)  # warms up
-    steps_of, gpu = math.ceil(len(few.train) / BATCH), torch.cuda.is_available()
+    count, gpu = math.ceil(len(few.train) / BATCH), torch.cuda.is_available()
     kinds = [torch.profiler.ProfilerActivity.CPU] + [torch.profiler.ProfilerActivity.CUDA] * gpu
     start = time.perf_counter()
     loop.train(2)  # ends with a number from the device, so the clock waits for it
-    clock = 1000 * (time.perf_counter() - start) / steps_of
+    clock = 1000 * (time.perf_counter() - start) / count
     with torch.profiler.profile(activities=kinds) as seen:
         loop.train(3)
     kind = "device" if gpu else "cpu"
     operators = seen.key_averages()
-    busy = sum(getattr(one, f"self_{kind}_time_total") for one in operators) / 1000 / steps_of
+    busy = sum(getattr(one, f"self_{kind}_time_total") for one in operators) / 1000 / count
     table = operators.table(sort_by=f"self_{kind}_time_total", row_limit=20, max_name_column_width=60)
     return f"{clock:.2f} ms a step, of which the {kind} works {busy:.2f} (watched, over all threads)\n{table}"
 

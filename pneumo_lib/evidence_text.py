@@ -53,13 +53,14 @@ def told_errors(said: pd.DataFrame) -> str:
     family, parts = ours | said["system"].isin(evidence.VARIANTS), []
     for title, protocol in (("clean", "clean"), ("noisy", "test_noise")):
         films = said["protocol"] == protocol
-        same, stubborn = (evidence.always_wrong(said[films & chosen]) for chosen in (ours, family))
-        one = said[films & ours].groupby("seed")["path"].size()
+        mine, whole = said[films & ours], said[films & family]
+        same, stubborn = evidence.always_wrong(mine), evidence.always_wrong(whole)
+        seeds, n = mine["seed"].nunique(), mine["path"].nunique()
         by_class = ", ".join(f"{n} {label}" for label, n in same["label"].value_counts().sort_index().items())
         parts.append(
-            f"{(~_right(said[films & ours])).sum() / len(one):.0f} of {one.iloc[0]:,} {title} test films are wrong on "
-            f"average, {len(same)} of them under all {len(one)} seeds ({by_class}), so that no vote of theirs passes "
-            f"{1 - len(same) / one.iloc[0]:.1%}, and {len(stubborn)} in every row and seed of this table"
+            f"{(~_right(mine)).sum() / seeds:.0f} of {n:,} {title} test films are wrong on average, {len(same)} of "
+            f"them under all {seeds} seeds ({by_class}), so that no vote of theirs passes {1 - len(same) / n:.1%}, and "
+            f"{len(stubborn)} in every row and seed of this table"
         )
     return f"Errors of `{evidence.OURS}` that no seed avoids: {'; '.join(parts)}.\n"
 

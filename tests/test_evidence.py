@@ -393,10 +393,8 @@ def test_what_the_readme_says_of_denoising_follows_from_the_published_answers():
         f"`cnn2` has {bare['cnn2']:.1f} % of the films right without a denoiser and {rescued['cnn2']:.1f} %" in readme
     )
     assert f"behind one, `resnet34` {bare['resnet34']:.1f} and {rescued['resnet34']:.1f} %" in readme
-    names, tests = (
-        ["cnn2", "resnet34", "aernet"],
-        arms.paired(found).set_index(["network", "kind", "level"]).sort_index(),
-    )
+    names = ["cnn2", "resnet34", "aernet"]
+    tests = arms.paired(found).set_index(["network", "kind", "level"]).sort_index()
     gains = [100 * tests.loc[(name, "gaussian", level), "difference"] for name in names for level in LEVELS]
     assert f"the differences are {abs(min(gains)):.1f} to {max(gains):.1f} points" in readme and len(gains) == 12
     sure = [tests.loc[(name, "gaussian", level), "p"] < 0.05 for name in names for level in LEVELS]
