@@ -20,11 +20,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import pandas as pd
-import torch
 from torch import nn
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT)]
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+
+import tried  # noqa: E402
 
 from pneumo_lib import (  # noqa: E402
     answers,
@@ -58,6 +59,7 @@ VARIANTS = {  # of our recipe, one thing changed in each: what earns its cost
     "CC BY": {"imbalance": "balanced", "epochs": 12},  # of films that came under that licence, 71 with COVID19
 }
 SMALLER = ("main", "no augmentation", "no mixup", "no mean of weights")  # what is also trained at 128 pixels
+SHORT = ("denoising first", "no anti-aliasing", "behind a denoiser", "twice as wide")  # and only for few epochs
 WIDE = {"widths": (48, 96, 192, 384)}
 SMALL = {"short": 12, "small": OURS.recipe.epochs}  # how long variants at 128 pixels train, where no GPU is at hand
 FULL = (("cnn3", KERMANY), ("cnn4", KERMANY), ("resnet34", KERMANY), ("cnn5", KERMANY))
@@ -127,16 +129,19 @@ def two_stages(given: Given, denoiser: str, epochs: tuple[int, int] = (0, 0)) ->
 
 
 def large_denoiser(given: Given) -> None:
-    """Our U-Net twice as wide, on the squared error of squares of the films, with a running mean of its weights."""
+    """Our U-Net twice as wide, on the squared error of squares of the films, with a running mean of its weights.
+
+    A quarter of the films gets noise of another level, half of them in the presets.
+    """
     settings = given.config()
     images = pipeline.open_data(settings, given.cache)
     options = {"schedule": "cosine", "ema": 0.999, "keep": "last", "augmentation": Augmentation(flip=True)}
-    recipe = Recipe(epochs=given.epochs or 20, batch_size=8, lr=5e-4, crop=128, **options)
+    recipe = Recipe(epochs=given.epochs or 55, batch_size=8, lr=5e-4, crop=128, **options)
     task = training.Task(
         step=steps.DenoisingStep("mse"),
         train=pipeline.films(images, "train").draw(given.films, seed=0),
         val=pipeline.films(images, "val").draw(given.films, seed=0),
-        corruption=steps.Corruption("gaussian", settings.sigma, share=settings.noise_share),
+        corruption=steps.Corruption("gaussian", settings.sigma, share=0.25),
         recipe=recipe,
         seed=given.seed,
         name="large U-Net",
@@ -147,13 +152,15 @@ def large_denoiser(given: Given) -> None:
     card |= {"parameters": models.count_parameters(fitted.model), "train_images": len(task.train)}
     card |= {"noise": asdict(task.corruption), "device": runtime.device_name()}
     runs.save_model(given.place, fitted.model, card | {"seconds": float(fitted.history["seconds"].sum())})
-    write_quality(given, runs.load_model(given.place), images)
+    write_quality(given, runs.load_model(given.place), images, mirrored=True)
 
 
-def write_quality(given: Given, denoiser: runs.SavedModel, images: ImageSet) -> None:
-    """PSNR and SSIM of each test film, noisy and denoised."""
-    films = pipeline.films(images, "test").draw(given.films, seed=0)
-    methods = {denoiser.card["architecture"]: evaluation.network_denoiser(denoiser.model)}
+def write_quality(given: Given, denoiser: runs.SavedModel, images: ImageSet, *, mirrored: bool = False) -> None:
+    """PSNR and SSIM of each test film, denoised; for a network that learnt mirrored films also averaged both ways."""
+    films, name = pipeline.films(images, "test").draw(given.films, seed=0), denoiser.card["architecture"]
+    methods = {name: evaluation.network_denoiser(denoiser.model)}
+    if mirrored:
+        methods[f"{name}, {evidence.MIRRORED}"] = evaluation.network_denoiser(tried.BothWays(denoiser.model))
     table = evaluation.denoising_quality(methods, films, evaluation.View("gaussian", 0.5, given.seed))
     write(given.place / evidence.QUALITY, table.round(5))
     print(evaluation.summarise_quality(table).to_string())
@@ -168,14 +175,27 @@ def recognise(given: Given, variant: str, scale: Scale | None = None) -> None:
     settings, options = given.config(**side), {} if variant == "CC BY" else {"folder": given.place}
     if variant == "behind the large U-Net":
         options["denoiser"] = runs.load_model(given.beside("large U-Net:0")).model
+    if variant == "behind a denoiser":
+        options["denoiser"] = runs.load_model(given.beside(f"arms denoiser:{given.seed}")).model
     if variant == "CC BY":
         settings = licensed(given)
     images = pipeline.open_data(settings, given.cache)
     run = runs.Run(given.place, settings)
     trial = comparison.plan(system.shortened(scale), images, run, scale=scale, **options)
-    saved = trials.learn(trial)
+    changes = {"denoising first": functools.partial(denoise_first, given, trial), "no anti-aliasing": tried.strided}
+    trial = tried.changed(trial, changes[variant]) if variant in changes else trial
+    saved = trials.learn(trial, keep=variant not in changes)
     trials.test(trial.folder, images, saved, denoiser=trial.denoiser)
     say_validation(given, settings, images, saved, trial.denoiser)
+
+
+def denoise_first(given: Given, trial: trials.Trial, model: nn.Module) -> nn.Module:
+    """The network of a trial after its layers have learnt to denoise the same films for as many epochs."""
+    epochs, mild = trial.system.recipe.epochs, trial.system.recipe.augmentation
+    recipe = Recipe(epochs=epochs, schedule="cosine", keep="last", augmentation=mild)
+    task = replace(trial.task(), step=steps.DenoisingStep("mse"), recipe=recipe, name="denoising first")
+    training.fit(tried.Restorer(model), task, given.place / "denoising")
+    return model
 
 
 def say_validation(
@@ -191,23 +211,12 @@ def small(given: Given, variant: str, epochs: int) -> None:
     recognise(given, variant, replace(given.scale, image_size=arms.SIDE, epochs=given.epochs or epochs))
 
 
-class Mirrored(nn.Module):
-    """A classifier that sees each film, (B, 1, H, W), mirrored left to right."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, films: torch.Tensor) -> torch.Tensor:
-        return self.model(films.flip(-1))
-
-
 def mirrored(given: Given) -> None:
     """The network of `short main` averaged with itself on mirrored films: test-time averaging, no training."""
     before, settings = given.beside(f"short main:{given.seed}"), given.config(image_size=arms.SIDE)
     images = pipeline.open_data(settings, given.cache)
     saved = runs.load_model(before)
-    both = Ensemble((lambda **_: saved.model, lambda **_: Mirrored(saved.model)))
+    both = Ensemble((lambda **_: saved.model, lambda **_: tried.Mirrored(saved.model)))
     twice = runs.SavedModel(both.eval(), saved.card)
     runs.write_card(given.place, saved.card)
     write(given.place / "history.csv", pd.read_csv(before / "history.csv"))
@@ -279,9 +288,9 @@ def jobs() -> dict[str, tuple[Callable[[Given], None], tuple[str, ...]]]:
         add(variant, lambda g, variant=variant: recognise(g, variant), range(5 if variant == "main" else 2))
     for seed in range(2):
         for length, epochs in SMALL.items():
-            for variant in SMALLER:
-                work = functools.partial(small, variant=variant, epochs=epochs)
-                add(f"{length} {variant}", work, range(seed, seed + 1))
+            for variant in SMALLER + SHORT * (length == "short"):
+                work, needs = functools.partial(small, variant=variant, epochs=epochs), ("arms denoiser",)
+                add(f"{length} {variant}", work, range(seed, seed + 1), *needs * (variant == "behind a denoiser"))
         add("short mirrored", mirrored, range(seed, seed + 1), "short main")
     for seed in range(3):
         for name, dataset in FULL:
@@ -403,7 +412,7 @@ PUBLISHED = {  # jobs that become SYSTEM/seed_K
 } | {
     f"{length} {name}": f"resnet18_s2d_{length}" + f"_{name.replace(' ', '_')}" * (name != "main")
     for length in SMALL
-    for name in SMALLER
+    for name in SMALLER + SHORT * (length == "short")
 }
 
 

@@ -134,15 +134,25 @@ def told_denoisers(target: Path) -> str:
     for folder in sorted((target / evidence.DENOISERS).glob("*")):
         places = sorted(folder.glob("seed_*"))
         card, films = answers.read_card(places[0]), pd.concat(pd.read_csv(place / evidence.QUALITY) for place in places)
-        means = films.groupby(["method", "path"], as_index=False)[["psnr", "ssim"]].mean()
-        row = evaluation.summarise_quality(means).iloc[0]
+        means = films.groupby(["method", "path"], as_index=False, sort=False)[["psnr", "ssim"]].mean()
+        rows = {row["method"]: row for row in evaluation.summarise_quality(means).to_dict("records")}
+        doubled = [rows.pop(name) for name in [*rows] if name.endswith(evidence.MIRRORED)]
+        row = next(iter(rows.values()))
         told.append(
             f"`{folder.name}` ({card['parameters']:,} parameters, {card['train_images']:,} films; {card['recipe']}; "
-            f"{len(places)} seed{'s' * (len(places) > 1)}) {row['psnr']:.2f} dB [{row['psnr_low']:.2f}, "
-            f"{row['psnr_high']:.2f}], SSIM {row['ssim']:.3f} [{row['ssim_low']:.3f}, {row['ssim_high']:.3f}] on "
-            f"{row['n']:,} test films with noise {card['noise']['strength']:g}"
+            f"{len(places)} seed{'s' * (len(places) > 1)}) {_quality(row)} on {row['n']:,} test films with noise "
+            f"{card['noise']['strength']:g}"
+            + "".join(f", {_quality(both)} averaged with itself on the mirrored films" for both in doubled)
         )
     return f"Denoisers trained apart from the report: {'; '.join(told)}.\n" if told else ""
+
+
+def _quality(row: dict[str, float]) -> str:
+    """A row of `evaluation.summarise_quality`."""
+    return (
+        f"{row['psnr']:.2f} dB [{row['psnr_low']:.2f}, {row['psnr_high']:.2f}], "
+        f"SSIM {row['ssim']:.3f} [{row['ssim_low']:.3f}, {row['ssim_high']:.3f}]"
+    )
 
 
 def _recall(said: pd.DataFrame, finding: str) -> float:
