@@ -5,10 +5,13 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from tiny_trials import draw, system
 from torch import nn
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -19,8 +22,11 @@ import evidence as trainings  # noqa: E402
 import recipe  # noqa: E402
 import roofline  # noqa: E402
 import speed  # noqa: E402
+import tried  # noqa: E402
 
-from pneumo_lib import models  # noqa: E402
+from pneumo_lib import models, trials  # noqa: E402
+from pneumo_lib.data import open_folder  # noqa: E402
+from pneumo_lib.systems import SYSTEMS  # noqa: E402
 
 
 @pytest.mark.parametrize(
@@ -153,6 +159,69 @@ def test_a_training_is_run_by_name_with_those_that_it_waits_for(only, jobs):
 
 def test_without_a_name_every_training_is_run():
     assert trainings.wanted(trainings.jobs(), []) == list(trainings.jobs())
+
+
+def test_a_denoiser_averaged_both_ways_round_does_not_tell_left_from_right():
+    torch.manual_seed(0)
+    alone = models.build("unet_denoiser", widths=(4, 8)).eval()
+    both, films = tried.BothWays(alone).eval(), torch.rand(2, 1, 32, 32)
+    torch.testing.assert_close(both(films.flip(-1)), both(films).flip(-1))
+    assert not torch.allclose(alone(films.flip(-1)), alone(films).flip(-1), atol=1e-4), "alone it does"
+
+
+def test_a_classifier_that_sees_mirrored_films_says_of_them_what_it_would_say_unmirrored():
+    torch.manual_seed(0)
+    model, films = models.build("resnet18_s2d").eval(), torch.rand(2, 1, 32, 32)
+    torch.testing.assert_close(tried.Mirrored(model)(films.flip(-1)), model(films))
+
+
+def test_strides_in_place_of_averages_leave_shapes_and_weights_as_they_were():
+    torch.manual_seed(0)
+    model, film = models.build("resnet18_s2d").eval(), torch.rand(1, 1, 128, 128)
+    before, weights = model(film), dict(model.state_dict())
+    maps = [model.layer2(model.layer1(model.stem(film))).shape]
+    after = tried.strided(model)(film)
+    maps.append(model.layer2(model.layer1(model.stem(film))).shape)
+    assert maps[0] == maps[1] and before.shape == after.shape and not torch.allclose(before, after)
+    assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
+
+
+def test_what_denoising_teaches_stays_in_the_classifier():
+    torch.manual_seed(0)
+    model = models.build("resnet18_s2d")
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    clean = nn.functional.interpolate(torch.rand(8, 1, 4, 4), size=64, mode="bilinear")
+    restorer = tried.Restorer(model)
+    optimizer, found = torch.optim.Adam(restorer.parameters(), lr=3e-3), []
+    for _ in range(30):
+        loss = nn.functional.mse_loss(restorer(contenders.noisy(clean)), clean)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        found.append(loss.item())
+    assert restorer(clean).shape == clean.shape and found[-1] < 0.3 * found[0]
+    kept = {name for name, value in model.state_dict().items() if torch.equal(value, before[name])}
+    assert kept == {"head.3.weight", "head.3.bias"}, "its head alone learns nothing"
+
+
+def test_the_job_teaches_denoising_on_the_films_of_the_trial(tmp_path):
+    root = draw(tmp_path / "films", ("A", "B"), {"train": 8, "test": 2})
+    images = open_folder(root, image_size=32, cache_dir=tmp_path / "cache", seed=0)
+    ours = system("resnet18_s2d", epochs=2, augmentation=SYSTEMS["resnet18_s2d"].recipe.augmentation)
+    trial = trials.Trial(ours, images, "films", tmp_path, sigma=0.5)
+    given = trainings.Given(tmp_path, tmp_path / "cache", tmp_path, seed=0)
+    taught, fresh = trainings.denoise_first(given, trial, trial.fresh()), trial.fresh()
+    history = pd.read_csv(tmp_path / "denoising" / "history.csv")
+    assert len(history) == 2 and (history["val_score"] > 1).all(), "decibels, not shares"
+    assert not torch.equal(taught.stem[1].weight, fresh.stem[1].weight)
+    assert torch.equal(taught.head[3].weight, fresh.head[3].weight)
+
+
+def test_a_changed_trial_trains_the_changed_network():
+    trial = trials.Trial(SYSTEMS["resnet18_s2d"], SimpleNamespace(classes=("A", "B")), "films", Path())
+    plain, other = trial.fresh(), tried.changed(trial, tried.strided).fresh()
+    assert other.layer2[1].conv1.stride == (2, 2) and plain.layer2[1].conv1.stride == (1, 1)
+    torch.testing.assert_close(other.state_dict(), plain.state_dict())
 
 
 def test_the_whole_recipe_tells_its_phases_and_where_their_time_goes(tmp_path, monkeypatch, capsys):
