@@ -39,6 +39,10 @@ VARIANTS = {  # of our recipe: folder of the seeds, and what differs
     "resnet18_s2d_short_no_augmentation": "short, no augmentation",
     "resnet18_s2d_short_no_mixup": "short, no mixup",
     "resnet18_s2d_short_mirrored": "short, test films also mirrored, averaged",
+    "resnet18_s2d_short_denoising_first": "short, after 12 epochs in which the same layers learnt to denoise",
+    "resnet18_s2d_short_no_anti-aliasing": "short, strides without averaging before them (no anti-aliasing)",
+    "resnet18_s2d_short_behind_a_denoiser": "short, the films cleaned by a U-Net",
+    "resnet18_s2d_short_twice_as_wide": "short, twice as wide",
 }
 
 

@@ -377,10 +377,14 @@ def test_what_the_readme_says_of_the_aims_follows_from_the_published_answers():
     assert round(100 * balanced["COVID19"]) == 96
     assert round(100 * (noisy["recall"]["PNEUMONIA"] - balanced["PNEUMONIA"])) == 3
     places = (FIGURES / evidence.DENOISERS / name / "seed_0" for name in ("unet_denoiser_large", "autoencoder_full"))
-    large, source = (pd.read_csv(place / evidence.QUALITY)[["psnr", "ssim"]].mean() for place in places)
+    (large, both), (source,) = (
+        [part[["psnr", "ssim"]].mean() for _, part in pd.read_csv(place / evidence.QUALITY).groupby("method")]
+        for place in places
+    )
     quick = {row["method"]: row for row in json.loads((FIGURES / "metrics.json").read_text())["06"]["denoising"]}
     gain, short = large["psnr"] - source["psnr"], quick["unet_denoiser"]
-    assert f"no: {large['psnr']:.2f} dB, {gain:.1f} above the source's autoencoder trained in full" in README
+    assert f"yes: {large['psnr']:.2f} dB, {gain:.1f} above the source's autoencoder trained in full" in README
+    assert f"averaged with itself on mirrored films {both['psnr']:.2f} dB" in README
     assert f"preset `quick` {short['psnr']:.1f} dB" in README and f"yes: {large['ssim']:.3f}" in README
     assert f"(preset `quick` {short['ssim']:.3f})" in README
 
@@ -392,12 +396,14 @@ def test_what_the_readme_says_of_denoising_follows_from_the_published_answers():
     found, readme = arms.read(FIGURES), " ".join(README.split())
     at = arms.scores(found).groupby(["network", "arm", "kind", "level"])["accuracy"].mean() * 100
     bare, rescued = (
-        {name: at[name, arm, "gaussian", 0.5] for name in ("cnn2", "resnet34")} for arm in ("unprepared", "rescued")
+        {name: at[name, arm, "gaussian", 0.5] for name in ("cnn2", "resnet34", "aernet")}
+        for arm in ("unprepared", "rescued")
     )
     assert (
         f"`cnn2` has {bare['cnn2']:.1f} % of the films right without a denoiser and {rescued['cnn2']:.1f} %" in readme
     )
     assert f"behind one, `resnet34` {bare['resnet34']:.1f} and {rescued['resnet34']:.1f} %" in readme
+    assert f"`aernet` {bare['aernet']:.1f} and {rescued['aernet']:.1f} %." in readme
     names = ["cnn2", "resnet34", "aernet"]
     tests = arms.paired(found).set_index(["network", "kind", "level"]).sort_index()
     gains = [100 * tests.loc[(name, "gaussian", level), "difference"] for name in names for level in LEVELS]
@@ -452,6 +458,14 @@ def test_what_the_readme_says_of_small_and_short_trainings_follows_from_the_publ
     ours, short, small = right.values()
     readme = " ".join(README.split())
     assert f"of `noisy_test` they have {short} and {small} of 66 right where it has {ours}." in readme
+    said_of_val = evidence.repeated(FIGURES, evidence.VALIDATION)
+    variants = [name for name in evidence.VARIANTS if name.startswith("resnet18_s2d_short_")]
+    p = [evidence.paired(said_of_val, name, "resnet18_s2d_short").query("seed == 0")["p"].min() for name in variants]
+    assert "On validation none of the short ones differs from `short` itself (McNemar, every p > 0.1)" in readme
+    assert len(p) == 8 and min(p) > 0.1
+    history = {name: pd.read_csv(FIGURES / evidence.SEEDS / name / "seed_0" / "history.csv") for name in variants}
+    wide, behind = (history[f"resnet18_s2d_short_{name}"]["seconds"] for name in ("twice_as_wide", "behind_a_denoiser"))
+    assert f"twice as wide {wide.min():.0f} s, behind a U-Net {behind.min():.0f} s, and" in readme
 
 
 def test_what_the_readme_says_of_the_network_to_be_given_away_follows_from_its_answers():
