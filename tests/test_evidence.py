@@ -465,7 +465,7 @@ def test_what_the_readme_says_of_small_and_short_trainings_follows_from_the_publ
     assert len(p) == 8 and min(p) > 0.1
     history = {name: pd.read_csv(FIGURES / evidence.SEEDS / name / "seed_0" / "history.csv") for name in variants}
     wide, behind = (history[f"resnet18_s2d_short_{name}"]["seconds"] for name in ("twice_as_wide", "behind_a_denoiser"))
-    assert f"twice as wide {wide.min():.0f} s, behind a U-Net {behind.min():.0f} s, and" in readme
+    assert f"twice as wide {wide.min():.0f} s, behind a U-Net {behind.min():.0f} s, and that" in readme
 
 
 def test_what_the_readme_says_of_the_network_to_be_given_away_follows_from_its_answers():
