@@ -35,6 +35,7 @@ from pneumo_lib import (  # noqa: E402
     evaluation,
     evidence,
     models,
+    noise,
     pipeline,
     runs,
     runtime,
@@ -153,6 +154,7 @@ def large_denoiser(given: Given) -> None:
     card |= {"noise": asdict(task.corruption), "device": runtime.device_name()}
     runs.save_model(given.place, fitted.model, card | {"seconds": float(fitted.history["seconds"].sum())})
     write_quality(given, runs.load_model(given.place), images, mirrored=True)
+    write_levels(given, runs.load_model(given.place), images)
 
 
 def write_quality(given: Given, denoiser: runs.SavedModel, images: ImageSet, *, mirrored: bool = False) -> None:
@@ -164,6 +166,16 @@ def write_quality(given: Given, denoiser: runs.SavedModel, images: ImageSet, *, 
     table = evaluation.denoising_quality(methods, films, evaluation.View("gaussian", 0.5, given.seed))
     write(given.place / evidence.QUALITY, table.round(5))
     print(evaluation.summarise_quality(table).to_string())
+
+
+def write_levels(given: Given, denoiser: runs.SavedModel, images: ImageSet) -> None:
+    """Mean PSNR (dB) of 100 test films, or of the bound of the job, by standard deviation of gaussian noise."""
+    films = pipeline.films(images, "test").draw(given.films or 100, seed=0)
+    methods, rows = {"denoised": evaluation.network_denoiser(denoiser.model)}, []
+    for level in noise.NOISES["gaussian"].levels[1:]:
+        table = evaluation.denoising_quality(methods, films, evaluation.View("gaussian", level, given.seed))
+        rows.append({"level": level, "psnr": table["psnr"].mean(), "n": len(films)})
+    write(given.place / evidence.LEVELS, pd.DataFrame(rows).round(5))
 
 
 def recognise(given: Given, variant: str, scale: Scale | None = None) -> None:
@@ -449,7 +461,9 @@ def publish_denoiser(job: Path, place: Path) -> None:
         card |= {"recipe": getattr(settings, settings.denoiser).text(), "train_images": learnt_from(job, settings)}
     runs.write_card(place, card)
     write(place / "history.csv", pd.read_csv(alone / "history.csv"))
-    write(place / evidence.QUALITY, pd.read_csv(job / evidence.QUALITY))
+    for name in (evidence.QUALITY, evidence.LEVELS):
+        if (job / name).exists():
+            write(place / name, pd.read_csv(job / name))
 
 
 def learnt_from(job: Path, settings: config.Config) -> int:

@@ -22,7 +22,7 @@ from pneumo_lib.metrics import Estimate
 
 SEEDS, PAIRS = "seeds", "audit_pairs.csv"
 SOURCES = "controls/source_of_the_film"
-DENOISERS, QUALITY = "denoisers", "quality.csv"
+DENOISERS, QUALITY, LEVELS = "denoisers", "quality.csv", "levels.csv"
 MIRRORED = "mean of both ways round"  # end of a method's name in QUALITY: a network averaged with itself
 VALIDATION = "val.csv"
 MEAN = "mean of the seeds"
