@@ -1,6 +1,7 @@
 """Systems over seeds, variants of a recipe, claims and arms: counted by hand on a few films, then as published."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from pneumo_lib.data.audit import read_pairs
 from pneumo_lib.errors import DataError
 from pneumo_lib.metrics import Estimate
 from pneumo_lib.recipe import Scale
+from pneumo_lib.systems import COVID
 
 ROOT = Path(__file__).resolve().parent.parent
 FIGURES, README = ROOT / "figures", (ROOT / "README.md").read_text()
@@ -221,6 +223,21 @@ def test_every_reported_accuracy_has_its_row():
     accuracies = {0.9457, 0.9697, 0.953, 0.972, 0.969, 0.852, 0.893, 0.915, 0.932, 0.941, 0.961, 0.97, 0.875, 0.9375}
     assert accuracies <= reported and round(505 / 594, 4) in reported
     assert [one.report for one in found] == sorted(one.report for one in found)
+
+
+def test_a_network_that_notebook_05_leaves_out_is_taken_from_the_published_systems(tmp_path):
+    published = json.loads((FIGURES / "metrics.json").read_text())
+    rows = published["05"]["architectures"]
+    published["05"]["architectures"] = [row for row in rows if row["system"] != "resnet50"]
+
+    def told() -> Claim:
+        return next(one for one in claims._report_b(tmp_path, published) if one.what == "comparison: ResNet-50")
+
+    assert told().verdict == "not measured" and told().reported == 0.932
+    shutil.copytree(FIGURES / "systems" / COVID / "aernet", tmp_path / "systems" / COVID / "resnet50")
+    said = answers.read(FIGURES / "systems" / COVID / "aernet")
+    assert told().ours == metrics.accuracy(said.y_true, said.y_prob.argmax(axis=1))
+    assert told().how == "64 px, 1,500 films, 3 epochs" and told().verdict.startswith("not comparable")
 
 
 @pytest.mark.parametrize(("accuracies", "low", "high"), [((0.9,), 0.880, 0.917), ((0.8, 0.9, 1.0), 0.652, 1.0)])
