@@ -419,7 +419,9 @@ PUBLISHED = {  # jobs that become SYSTEM/seed_K
     "main": evidence.OURS,
     "source": evidence.SOURCE_FULL,
     "source 23 + 10": evidence.SOURCE,
-    "balanced": "resnet18_s2d_balanced",
+    "balanced": evidence.BALANCED,
+    "no augmentation": "resnet18_s2d_no_augmentation",
+    "no mixup": "resnet18_s2d_no_mixup",
     "short mirrored": "resnet18_s2d_short_mirrored",
 } | {
     f"{length} {name}": f"resnet18_s2d_{length}" + f"_{name.replace(' ', '_')}" * (name != "main")

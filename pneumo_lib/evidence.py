@@ -28,8 +28,11 @@ VALIDATION = "val.csv"
 MEAN = "mean of the seeds"
 OURS, SOURCE = "resnet18_s2d", "cnn2_on_autoencoder"
 SOURCE_FULL = f"{SOURCE}_full"  # trained as long as the source did
+BALANCED = f"{OURS}_balanced"
 VARIANTS = {  # of our recipe: folder of the seeds, and what differs
-    "resnet18_s2d_balanced": "classes drawn equally often",
+    BALANCED: "classes drawn equally often",
+    "resnet18_s2d_no_augmentation": "no augmentation",
+    "resnet18_s2d_no_mixup": "no mixup",
     "resnet18_s2d_small": "small: 128 px, 30 epochs",
     "resnet18_s2d_small_no_augmentation": "small, no augmentation",
     "resnet18_s2d_small_no_mixup": "small, no mixup",

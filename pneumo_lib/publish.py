@@ -219,11 +219,12 @@ def evidence_texts(target: Path) -> dict[str, str]:
     sources = [name for name in (evidence.SOURCE, evidence.SOURCE_FULL) if name in seeds]
     against = [evidence_text.told_comparison(said, name) for name in sources if seeds[name] & seeds[evidence.OURS]]
     parts = [SEEDS_HEAD, tables["seeds"], rerun, *against, VARIANTS_HEAD]
-    cut = evidence_text.told_cut(said, evidence.repeated(target, evidence.VALIDATION))
+    validation = evidence.repeated(target, evidence.VALIDATION)
     parts += [
         tables["variants"],
         evidence_text.told_errors(said),
-        cut,
+        evidence_text.told_cut(said, validation),
+        evidence_text.told_mix(said, validation),
         ARMS_HEAD,
         tables["arms"],
         arms.verdict(arms.paired(arms.read(target))) + "\n",
