@@ -34,7 +34,9 @@ def told_cut(said: pd.DataFrame, validation: pd.DataFrame, finding: str = "COVID
     )
 
 
-def told_mix(said: pd.DataFrame, validation: pd.DataFrame, protocols: tuple[str, str] = ("test_noise", "val_0.5")) -> str:
+def told_mix(
+    said: pd.DataFrame, validation: pd.DataFrame, protocols: tuple[str, str] = ("test_noise", "val_0.5")
+) -> str:
     """Our network averaged with the one of the same seed that drew its classes equally often, in a sentence.
 
     Half and half, which nothing chose; seeds that both have. The films are noisy.
