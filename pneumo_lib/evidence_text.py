@@ -71,7 +71,7 @@ def told_comparison(said: pd.DataFrame, source: str = evidence.SOURCE) -> str:
 def told_errors(said: pd.DataFrame) -> str:
     """Test films that our network has wrong under every seed, and under every variant of its recipe, in a sentence.
 
-    And how many the mean of all these networks has right, so that nobody need hope for a larger ensemble of them.
+    And how many the mean of all these rows and seeds has right, so that nobody need hope for a larger ensemble.
     """
     ours = said["system"] == evidence.OURS
     family, parts = ours | said["system"].isin(evidence.VARIANTS), []
@@ -80,13 +80,13 @@ def told_errors(said: pd.DataFrame) -> str:
         mine, whole = said[films & ours], said[films & family]
         same, stubborn = evidence.always_wrong(mine), evidence.always_wrong(whole)
         seeds, n = mine["seed"].nunique(), mine["path"].nunique()
-        networks = len(whole[["system", "seed"]].drop_duplicates())
+        rows = len(whole[["system", "seed"]].drop_duplicates())
         together = evidence.averaged(whole.assign(system="all of them"))
         by_class = ", ".join(f"{n} {label}" for label, n in same["label"].value_counts().sort_index().items())
         parts.append(
             f"{(~_right(mine)).sum() / seeds:.0f} of {n:,} {title} test films are wrong on average, {len(same)} of "
             f"them under all {seeds} seeds ({by_class}), so that no vote of theirs passes {1 - len(same) / n:.1%}, and "
-            f"{len(stubborn)} in every row and seed of this table, of whose {networks} networks the mean is right on "
+            f"{len(stubborn)} in every row and seed of this table, whose average ({rows} of them) is right on "
             f"{_right(together).mean():.1%}"
         )
     return f"Errors of `{evidence.OURS}` that no seed avoids: {'; '.join(parts)}.\n"
