@@ -71,7 +71,7 @@ def told_comparison(said: pd.DataFrame, source: str = evidence.SOURCE) -> str:
 def told_errors(said: pd.DataFrame) -> str:
     """Test films that our network has wrong under every seed, and under every variant of its recipe, in a sentence.
 
-    And how many the mean of all these rows and seeds has right, so that nobody need hope for a larger ensemble.
+    And how many the average of all these rows and seeds has right: an ensemble that nothing chose.
     """
     ours = said["system"] == evidence.OURS
     family, parts = ours | said["system"].isin(evidence.VARIANTS), []
