@@ -166,7 +166,7 @@ def test_a_network_is_averaged_with_the_balanced_one_of_its_seed(monkeypatch):
     monkeypatch.setattr(evidence, "BALANCED", "balanced")
     balanced, alone = said([1, 4], sure=0.9).assign(system="balanced"), said([2]).assign(system="ours")
     table = pd.concat([said([0, 1]).assign(system="ours", seed=0), balanced.assign(seed=0), alone.assign(seed=1)])
-    told = evidence_text.told_mix(table, table.assign(protocol="val_0"), ("clean", "val_0"))
+    told = evidence_text.told_mix(*(table.assign(protocol=name) for name in ("test_noise", "val_0.5")))
     assert "seed by seed (1), accuracy and recall COVID19 / NORMAL / PNEUMONIA" in told
     both = "83.3%, 75.0% / 75.0% / 100.0% (without it 83.3%, 50.0% / 100.0% / 100.0%)"  # the surer one decides
     assert told.endswith(f"test {both}, validation {both}.\n")
@@ -567,6 +567,8 @@ def test_what_the_readme_says_of_the_whole_recipe_with_less_follows_from_the_pub
     mean, both = (f"{100 * noisy[name].value:.2f} %" for name in ("accuracy", "averaged"))
     apart = f"{100 * noisy['lowest']:.1f} and {100 * noisy['highest']:.1f} %"
     assert f"which validation prefers, {mean} ({apart}, the two averaged {both})" in readme
+    recall = " / ".join(f"{100 * value:.1f}" for value in noisy["recall"].values())
+    assert f"; without augmentation {recall} % |" in readme
     mean, both = (f"{100 * clean[name].value:.1f} %" for name in ("accuracy", "averaged"))
     assert f"(without augmentation: {mean}, two averaged {both})" in readme
     taken = [
