@@ -37,6 +37,7 @@ from pneumo_lib import (  # noqa: E402
     models,
     noise,
     pipeline,
+    robustness,
     runs,
     runtime,
     steps,
@@ -58,7 +59,10 @@ VARIANTS = {  # of our recipe, one thing changed in each: what earns its cost
     "no mean of weights": {"ema": 0.0},
     "no augmentation": {"augmentation": Augmentation()},
     "CC BY": {"imbalance": "balanced", "epochs": 12},  # of films that came under that licence, 71 with COVID19
+    "CC BY no augmentation": {"imbalance": "balanced", "epochs": 12, "augmentation": Augmentation()},
 }
+LICENSED = ("CC BY", "CC BY no augmentation")
+ROBUSTNESS = "robustness "  # begins the names of jobs that show a network corrupted films
 SMALLER = ("main", "no augmentation", "no mixup", "no mean of weights")  # what is also trained at 128 pixels
 SHORT = ("denoising first", "no anti-aliasing", "behind a denoiser", "twice as wide")  # and only for few epochs
 WIDE = {"widths": (48, 96, 192, 384)}
@@ -184,12 +188,12 @@ def recognise(given: Given, variant: str, scale: Scale | None = None) -> None:
     system = replace(OURS, recipe=replace(OURS.recipe, **VARIANTS.get(variant, {})))
     system = replace(system, arguments=WIDE if variant == "twice as wide" else {})
     side = {"image_size": scale.image_size} if scale.image_size else {}
-    settings, options = given.config(**side), {} if variant == "CC BY" else {"folder": given.place}
+    settings, options = given.config(**side), {} if variant in LICENSED else {"folder": given.place}
     if variant == "behind the large U-Net":
         options["denoiser"] = runs.load_model(given.beside("large U-Net:0")).model
     if variant == "behind a denoiser":
         options["denoiser"] = runs.load_model(given.beside(f"arms denoiser:{given.seed}")).model
-    if variant == "CC BY":
+    if variant in LICENSED:
         settings = licensed(given)
     images = pipeline.open_data(settings, given.cache)
     run = runs.Run(given.place, settings)
@@ -234,6 +238,17 @@ def mirrored(given: Given) -> None:
     write(given.place / "history.csv", pd.read_csv(before / "history.csv"))
     trials.test(given.place, images, twice)
     say_validation(given, settings, images, twice)
+
+
+def bear(given: Given, variant: str) -> None:
+    """What a network of `recognise` makes of films under every corruption.
+
+    Those that may be given away are shown validation films, by which their recipe is chosen, the others test films.
+    """
+    settings = licensed(given) if variant in LICENSED else given.config()
+    (card,) = given.beside(f"{variant}:{given.seed}").rglob("model.json")
+    images, saved = pipeline.open_data(settings, given.cache), runs.load_model(card.parent)
+    robustness.corrupted(given.place, images, saved, split="val" if variant in LICENSED else "test")
 
 
 def name_sources(given: Given) -> None:
@@ -286,7 +301,8 @@ def jobs() -> dict[str, tuple[Callable[[Given], None], tuple[str, ...]]]:
     add("source", lambda g: two_stages(g, "autoencoder"), range(5))
     add("source 23 + 10", lambda g: two_stages(g, "autoencoder", (23, 10)), range(5))
     add("main", lambda g: recognise(g, "main"), range(3))
-    add("CC BY", lambda g: recognise(g, "CC BY"), range(1))
+    for variant in LICENSED:
+        add(variant, lambda g, variant=variant: recognise(g, variant), range(1))
     add("sources", name_sources, range(3))
     add("arms denoiser", arm_denoiser, range(3))
     for variant in ("balanced", "twice as wide"):
@@ -296,8 +312,12 @@ def jobs() -> dict[str, tuple[Callable[[Given], None], tuple[str, ...]]]:
             name = f"arms {network} {condition}"
             add(name, lambda g, n=network, c=condition: arm(g, n, c), range(seeds), "arms denoiser")
     add("behind the large U-Net", lambda g: recognise(g, "behind the large U-Net"), range(1), "large U-Net")
-    for variant in (name for name in VARIANTS if name != "CC BY"):
-        add(variant, lambda g, variant=variant: recognise(g, variant), range(5 if variant == "main" else 2))
+    many = {"main": 5, "no augmentation": 3}
+    for variant in (name for name in VARIANTS if name not in LICENSED):
+        add(variant, lambda g, variant=variant: recognise(g, variant), range(many.get(variant, 2)))
+    for variant in ("main", "no augmentation", *LICENSED):
+        seeds = range(1 if variant in LICENSED else 3)
+        add(f"{ROBUSTNESS}{variant}", lambda g, variant=variant: bear(g, variant), seeds, variant)
     for seed in range(2):
         for length, epochs in SMALL.items():
             for variant in SMALLER + SHORT * (length == "short"):
@@ -446,6 +466,9 @@ def publish(out: Path, figures: Path) -> None:
             card = answers.read_card(done.parent)
             runs.write_card(place, {name: value for name, value in card.items() if name != "root"})
             write(place / answers.PREDICTIONS, pd.read_csv(done.parent / answers.PREDICTIONS))
+        if job.startswith(ROBUSTNESS):
+            name = f"{job.removeprefix(ROBUSTNESS).replace(' ', '_')}_seed_{seed}.csv"
+            write(figures / evidence.ROBUSTNESS / name, pd.read_csv(done.parent / robustness.CORRUPTIONS))
         if job.startswith("arms ") and job != "arms denoiser":
             network, condition = done.parent.name.partition(":")[0].removeprefix("arms_").rsplit("_", 1)
             for arm_name in arms.shown(condition, None):

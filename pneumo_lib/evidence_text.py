@@ -4,7 +4,18 @@ from pathlib import Path
 
 import pandas as pd
 
-from pneumo_lib import answers, evaluation, evidence, standings
+from pneumo_lib import answers, evaluation, evidence, robustness, standings
+
+BORNE = {  # films, and what two networks that differ in augmentation made of them corrupted: with it, without it
+    "validation, CC BY": (
+        f"{evidence.ROBUSTNESS}/CC_BY_seed_0.csv",
+        f"{evidence.ROBUSTNESS}/CC_BY_no_augmentation_seed_0.csv",
+    ),
+    "test": (
+        f"systems/chest_xray_covid/{evidence.OURS}/{robustness.CORRUPTIONS}",
+        f"{evidence.ROBUSTNESS}/no_augmentation_seed_2.csv",
+    ),
+}
 
 
 def told_reruns(table: pd.DataFrame) -> str:
@@ -111,6 +122,24 @@ def readable_ablation(validation: pd.DataFrame, said: pd.DataFrame, epochs: dict
             row["fastest epoch"] = epochs[name]
             rows.append(row)
     return pd.DataFrame(rows)
+
+
+def readable_robustness(figures: Path) -> pd.DataFrame:
+    """What augmentation does to the accuracy under each corruption, as texts: with it / without it, for each of BORNE.
+
+    The area under the accuracy over all levels, and the level at which the two are furthest apart.
+    """
+    columns = {}
+    for films, places in BORNE.items():
+        both = [pd.read_csv(figures / place) for place in places]
+        found = [robustness.areas(table) for table in both]
+        pairs = both[0].merge(both[1], on=["kind", "level"], validate="1:1", suffixes=("", "_without"))
+        far = pairs.loc[(pairs["value"] - pairs["value_without"]).abs().groupby(pairs["kind"]).idxmax()]
+        columns[f"{films}: area"] = {kind: f"{found[0][kind]:.3f} / {found[1][kind]:.3f}" for kind in found[0].index}
+        columns[f"{films}: furthest apart"] = {
+            row.kind: f"at {row.level:g}: {row.value:.1%} / {row.value_without:.1%}" for row in far.itertuples()
+        }
+    return pd.DataFrame(columns).rename_axis("corruption").reset_index()
 
 
 def readable(table: pd.DataFrame) -> pd.DataFrame:

@@ -26,6 +26,11 @@ VARIANTS_HEAD = (
     "Variants of the recipe of `resnet18_s2d`, means over seeds, one thing changed in each; rows of one size and "
     "length (those named small, those named short) are to be held against each other:\n"
 )
+ROBUSTNESS_HEAD = (
+    "What augmentation does under corruption, accuracy with it / without it: two networks made of films that may be "
+    "given away (12 epochs, classes drawn equally often) on their validation films, and two of the whole recipe (seed "
+    "0 with it, seed 2 without it) on test films; no noise beside the corruption:\n"
+)
 ARMS_HEAD = "Accuracy on test films by the standard deviation of gaussian noise, means over seeds:\n"
 SYSTEMS_HEAD = "The systems of notebook 05 at this preset, on test films, each trained as its last column says:"
 HEAD = ("| on test films | measured here, 95 % interval | n | reported by the source |", "|---|---|---|---|")
@@ -190,7 +195,7 @@ def systems_table(done: Sequence[Finished]) -> str:
 
 
 def evidence_tables(figures: Path | None = None) -> dict[str, pd.DataFrame]:
-    """What the published answers say together, as tables for people: seeds, variants, arms, claims.
+    """What the published answers say together, as tables for people: seeds, variants, robustness, arms, claims.
 
     Args:
         figures: folder with the answers; by default the project's.
@@ -205,6 +210,7 @@ def evidence_tables(figures: Path | None = None) -> dict[str, pd.DataFrame]:
     return {
         "seeds": evidence_text.readable(evidence.over_seeds(main, evidence.known_films(figures))),
         "variants": evidence_text.readable_ablation(validation, said, evidence.fastest_epochs(figures)),
+        "robustness": evidence_text.readable_robustness(figures),
         "arms": arms.readable(arms.scores(arms.read(figures))),
         "claims": claims.table(claims.claims(figures, published)),
     }
@@ -222,6 +228,8 @@ def evidence_texts(target: Path) -> dict[str, str]:
     validation = evidence.repeated(target, evidence.VALIDATION)
     parts += [
         tables["variants"],
+        ROBUSTNESS_HEAD,
+        tables["robustness"],
         evidence_text.told_errors(said),
         evidence_text.told_cut(said, validation),
         evidence_text.told_mix(said, validation),

@@ -18,12 +18,21 @@ MOST = 3  # systems whose areas are all told in a title
 
 
 def corrupted(
-    folder: Path, images: ImageSet, saved: runs.SavedModel, *, progress: Callable[..., Iterable] = iter
+    folder: Path,
+    images: ImageSet,
+    saved: runs.SavedModel,
+    *,
+    split: str = "test",
+    progress: Callable[..., Iterable] = iter,
 ) -> pd.DataFrame:
     """Accuracy and calibration of a system on its test films under each corruption of `noise`, stored in its folder.
 
     Temperature, operating point and conformal cut-offs are those that validation films fixed, without the corruption.
     Each film meets the same noise whichever system is asked.
+
+    Args:
+        folder: where CORRUPTIONS is written.
+        split: "val" to choose between recipes by it.
 
     Returns:
         One row per kind and level, level 0 with each kind: kind, level (in the unit of `noise.NOISES`), value, low,
@@ -31,9 +40,9 @@ def corrupted(
         it is surest of; conformal_90: share of the sets for 90 % coverage that hold the truth, NaN where its card has
         no cut-offs.
     """
-    plain = _facts("gaussian", 0, images, saved)
+    plain = _facts("gaussian", 0, split, images, saved)
     rows = [
-        {"kind": kind, "level": level} | (_facts(kind, level, images, saved) if level else plain)
+        {"kind": kind, "level": level} | (_facts(kind, level, split, images, saved) if level else plain)
         for kind, level in progress(_levels())
     ]
     table = pd.DataFrame(rows)
@@ -45,8 +54,8 @@ def _levels() -> list[tuple[str, float]]:
     return [(kind, level) for kind, how in noise.NOISES.items() for level in how.levels]
 
 
-def _facts(kind: str, level: float, images: ImageSet, saved: runs.SavedModel) -> dict[str, float]:
-    said = trials.say(Protocol(f"{kind} {level:g}", "", "test", level, kind), images, saved)
+def _facts(kind: str, level: float, split: str, images: ImageSet, saved: runs.SavedModel) -> dict[str, float]:
+    said = trials.say(Protocol(f"{kind} {level:g}", "", split, level, kind), images, saved)
     (accuracy,) = evaluation.accuracies(said).to_dict("records")
     (worth,) = answers.confidence(said, temperature=1.0, threshold=0.0).to_dict("records")
     (surest,) = answers.at_coverage(said, shares=(0.9,))["accuracy"]

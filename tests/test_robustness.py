@@ -47,6 +47,14 @@ def test_without_corruption_it_says_what_it_said_in_its_test(trained):
     assert (plain["value"] == (said.y_true == said.y_pred).mean()).all()
 
 
+def test_it_can_be_asked_of_validation_films_to_choose_by_them(trained, monkeypatch, tmp_path):
+    one, _ = trained
+    monkeypatch.setattr(noise, "NOISES", {kind: noise.NOISES[kind] for kind in ("gaussian", "darker")})
+    found = robustness.corrupted(tmp_path, one.images, runs.load_model(one.folder), split="val")
+    own = len(one.images.subset("val"))
+    assert (found["n"] == own).all() and own != 30, "there are 30 test films"
+
+
 def test_a_network_that_learned_something_loses_it_in_the_worst_noise(trained):
     _, table = trained
     gaussian = table[table["kind"] == "gaussian"].set_index("level")["value"]
