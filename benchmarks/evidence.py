@@ -51,6 +51,7 @@ from pneumo_lib.recipe import Augmentation, Recipe, Scale  # noqa: E402
 from pneumo_lib.systems import COVID, KERMANY, SYSTEMS  # noqa: E402
 
 OURS = SYSTEMS["resnet18_s2d"]
+HALF = replace(OURS.recipe.augmentation, share=0.5)
 LARGE = {"widths": (64, 128, 192, 256)}
 VARIANTS = {  # of our recipe, one thing changed in each: what earns its cost
     "main": {},
@@ -58,12 +59,20 @@ VARIANTS = {  # of our recipe, one thing changed in each: what earns its cost
     "no mixup": {"mixup": 0.0},
     "no mean of weights": {"ema": 0.0},
     "no augmentation": {"augmentation": Augmentation()},
+    "half augmented": {"augmentation": HALF},
     "CC BY": {"imbalance": "balanced", "epochs": 12},  # of films that came under that licence, 71 with COVID19
     "CC BY no augmentation": {"imbalance": "balanced", "epochs": 12, "augmentation": Augmentation()},
+    "CC BY half augmented": {"imbalance": "balanced", "epochs": 12, "augmentation": HALF},
 }
-LICENSED = ("CC BY", "CC BY no augmentation")
+LICENSED = ("CC BY", "CC BY no augmentation", "CC BY half augmented")
 ROBUSTNESS = "robustness "  # begins the names of jobs that show a network corrupted films
-SMALLER = ("main", "no augmentation", "no mixup", "no mean of weights")  # what is also trained at 128 pixels
+SMALLER = (
+    "main",
+    "no augmentation",
+    "half augmented",
+    "no mixup",
+    "no mean of weights",
+)  # what is also trained at 128 pixels
 SHORT = ("denoising first", "no anti-aliasing", "behind a denoiser", "twice as wide")  # and only for few epochs
 WIDE = {"widths": (48, 96, 192, 384)}
 SMALL = {"short": 12, "small": OURS.recipe.epochs}  # how long variants at 128 pixels train, where no GPU is at hand
@@ -312,10 +321,10 @@ def jobs() -> dict[str, tuple[Callable[[Given], None], tuple[str, ...]]]:
             name = f"arms {network} {condition}"
             add(name, lambda g, n=network, c=condition: arm(g, n, c), range(seeds), "arms denoiser")
     add("behind the large U-Net", lambda g: recognise(g, "behind the large U-Net"), range(1), "large U-Net")
-    many = {"main": 5, "no augmentation": 3}
+    many = {"main": 5, "no augmentation": 3, "half augmented": 3}
     for variant in (name for name in VARIANTS if name not in LICENSED):
         add(variant, lambda g, variant=variant: recognise(g, variant), range(many.get(variant, 2)))
-    for variant in ("main", "no augmentation", *LICENSED):
+    for variant in ("main", "no augmentation", "half augmented", *LICENSED):
         seeds = range(1 if variant in LICENSED else 3)
         add(f"{ROBUSTNESS}{variant}", lambda g, variant=variant: bear(g, variant), seeds, variant)
     for seed in range(2):

@@ -45,7 +45,8 @@ def augment(clean: Tensor, how: Augmentation, generator: Generator) -> Tensor:
     Args:
         clean: (B, 1, H, W) float, range [0, 1]; left as it is.
         how: the bounds of the changes.
-        generator: on the device of the films. As many numbers are drawn whatever `how` turns on, none for the identity.
+        generator: on the device of the films. As many numbers are drawn whatever `how` turns on, none for the identity,
+            and one more per film where its share is below 1.
 
     Returns:
         A tensor like `clean`, memory format included; `clean` itself where `how` changes nothing.
@@ -64,7 +65,11 @@ def augment(clean: Tensor, how: Augmentation, generator: Generator) -> Tensor:
         films = torch.where(_each(drawn.flip), films.flip(-1), films)
     if _shades(how):
         films = shade(films, drawn)
-    return torch.clamp(films, 0.0, 1.0, out=torch.empty_like(clean))  # bilinear weights add up to 1 but for rounding
+    films = torch.clamp(films, 0.0, 1.0, out=torch.empty_like(clean))  # bilinear weights add up to 1 but for rounding
+    if how.share < 1:
+        chosen = torch.rand(len(clean), generator=generator, device=generator.device) < how.share
+        films = torch.where(_each(chosen), films, clean)
+    return films
 
 
 def mix(clean: Tensor, labels: Tensor, n_classes: int, *, kept: float) -> tuple[Tensor, Tensor]:
@@ -139,6 +144,7 @@ def describe(how: Augmentation) -> str:
     parts += ["flip"] if how.flip else []
     parts += [f"{name} ±{getattr(how, name):g}" for name in ("brightness", "contrast") if getattr(how, name)]
     parts += [f"gamma exp(±{how.gamma:g})"] if how.gamma else []
+    parts += [f"on {how.share:.0%} of the films"] if parts and how.share < 1 else []
     return ", ".join(parts) or "none"
 
 

@@ -35,6 +35,7 @@ class Augmentation:
         brightness: gray added, either way, on films in [0, 1].
         contrast: factor 1 ± this, about the film's mean.
         gamma: exponent exp(± this).
+        share: of the films that are changed at all, drawn anew in each epoch; the others stay as they are.
     """
 
     rotation: float = 0.0
@@ -45,9 +46,10 @@ class Augmentation:
     brightness: float = 0.0
     contrast: float = 0.0
     gamma: float = 0.0
+    share: float = 1.0
 
     def __post_init__(self) -> None:
-        limits = {"rotation": 45, "shift": 0.5, "shear": 45, "brightness": 0.5, "contrast": 0.9, "gamma": 2}
+        limits = {"rotation": 45, "shift": 0.5, "shear": 45, "brightness": 0.5, "contrast": 0.9, "gamma": 2, "share": 1}
         for name, most in limits.items():
             in_range(name, getattr(self, name), 0, most)
         if not (len(self.zoom) == 2 and 0.2 <= self.zoom[0] <= self.zoom[1] <= 5):

@@ -71,6 +71,14 @@ def test_equal_films_of_a_batch_come_out_different(how):
     assert len({film.numpy().tobytes() for film in out}) == (2 if how == ALONE["flip"] else 16)
 
 
+def test_a_share_of_the_films_is_changed_as_all_would_be_and_the_rest_left_alone():
+    clean = films(400, 8, 8)
+    every, some = (augment(clean, how, generator()) for how in (FULL, replace(FULL, share=0.3)))
+    changed = (some != clean).flatten(1).any(dim=1)
+    assert torch.equal(some[changed], every[changed]) and (every != clean).flatten(1).any(dim=1).all()
+    assert 90 < changed.sum() < 150, "120 expected, binomial"
+
+
 @each_alone
 def test_the_result_follows_from_the_generator_alone(how):
     torch.manual_seed(1)
@@ -311,6 +319,8 @@ def test_contrast_and_gamma_are_those_of_torchvision(factor, gamma):
             Augmentation(rotation=15, zoom=(0.8, 1.0), flip=True, brightness=0.2),
             "rotation ±15°, zoom 0.8-1.0, flip, brightness ±0.2",
         ),
+        (Augmentation(share=0.5), "none"),
+        (Augmentation(rotation=10, share=0.5), "rotation ±10°, on 50% of the films"),
         (Augmentation(shift=0.1, shear=2.5), "shift ±10 %, shear ±2.5°"),
         (Augmentation(zoom=(1, 2), contrast=0.1, gamma=0.3), "zoom 1.0-2.0, contrast ±0.1, gamma exp(±0.3)"),
     ],
@@ -320,4 +330,4 @@ def test_augmentation_in_words(how, words):
 
 
 def test_the_words_name_every_field():
-    assert len(describe(FULL).split(", ")) == len(fields(augmentation.Augmentation))
+    assert len(describe(replace(FULL, share=0.5)).split(", ")) == len(fields(augmentation.Augmentation))

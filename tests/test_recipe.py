@@ -79,7 +79,15 @@ def test_classes_are_never_weighted_and_balanced_at_once(both):
 
 @pytest.mark.parametrize(
     ("name", "most"),
-    [("rotation", 45), ("shift", 0.5), ("shear", 45), ("brightness", 0.5), ("contrast", 0.9), ("gamma", 2)],
+    [
+        ("rotation", 45),
+        ("shift", 0.5),
+        ("shear", 45),
+        ("brightness", 0.5),
+        ("contrast", 0.9),
+        ("gamma", 2),
+        ("share", 1),
+    ],
 )
 def test_each_number_of_an_augmentation_has_limits(name, most):
     assert getattr(Augmentation(**{name: most}), name) == most
@@ -124,7 +132,7 @@ def test_the_defaults_are_those_of_the_source():
 
 def test_no_field_of_an_augmentation_is_a_vertical_flip():
     names = {one.name for one in dataclasses.fields(Augmentation)}
-    assert names == {"rotation", "shift", "zoom", "shear", "flip", "brightness", "contrast", "gamma"}
+    assert names == {"rotation", "shift", "zoom", "shear", "flip", "brightness", "contrast", "gamma", "share"}
     with pytest.raises(TypeError, match="vertical_flip"):
         Augmentation(vertical_flip=True)
 
