@@ -6,15 +6,10 @@ import pandas as pd
 
 from pneumo_lib import answers, evaluation, evidence, robustness, standings
 
-BORNE = {  # films, and what two networks that differ in augmentation made of them corrupted: with it, without it
-    "validation, CC BY": (
-        f"{evidence.ROBUSTNESS}/CC_BY_seed_0.csv",
-        f"{evidence.ROBUSTNESS}/CC_BY_no_augmentation_seed_0.csv",
-    ),
-    "test": (
-        f"systems/chest_xray_covid/{evidence.OURS}/{robustness.CORRUPTIONS}",
-        f"{evidence.ROBUSTNESS}/no_augmentation_seed_2.csv",
-    ),
+AUGMENTED = {  # tables of evidence.ROBUSTNESS, of networks that differ in nothing else
+    "every film": "CC_BY_augmented",
+    "half of them": "CC_BY",
+    "none": "CC_BY_no_augmentation",
 }
 
 
@@ -125,21 +120,20 @@ def readable_ablation(validation: pd.DataFrame, said: pd.DataFrame, epochs: dict
 
 
 def readable_robustness(figures: Path) -> pd.DataFrame:
-    """What augmentation does to the accuracy under each corruption, as texts: with it / without it, for each of BORNE.
+    """What augmenting more or fewer films does to the accuracy under each corruption, as texts: AUGMENTED, seed 0.
 
-    The area under the accuracy over all levels, and the level at which the two are furthest apart.
+    The accuracy without corruption, then the areas under it over all levels of each, and the level at which the
+    networks are furthest apart.
     """
-    columns = {}
-    for films, places in BORNE.items():
-        both = [pd.read_csv(figures / place) for place in places]
-        found = [robustness.areas(table) for table in both]
-        pairs = both[0].merge(both[1], on=["kind", "level"], validate="1:1", suffixes=("", "_without"))
-        far = pairs.loc[(pairs["value"] - pairs["value_without"]).abs().groupby(pairs["kind"]).idxmax()]
-        columns[f"{films}: area"] = {kind: f"{found[0][kind]:.3f} / {found[1][kind]:.3f}" for kind in found[0].index}
-        columns[f"{films}: furthest apart"] = {
-            row.kind: f"at {row.level:g}: {row.value:.1%} / {row.value_without:.1%}" for row in far.itertuples()
-        }
-    return pd.DataFrame(columns).rename_axis("corruption").reset_index()
+    places = {title: figures / evidence.ROBUSTNESS / f"{name}_seed_0.csv" for title, name in AUGMENTED.items()}
+    tables = {title: pd.read_csv(place) for title, place in places.items()}
+    areas = pd.DataFrame({title: robustness.areas(table) for title, table in tables.items()}).map("{:.3f}".format)
+    values = pd.DataFrame({title: table.set_index(["kind", "level"])["value"] for title, table in tables.items()})
+    apart, told = values.max(axis=1) - values.min(axis=1), values.map("{:.1%}".format)
+    widest = {kind: apart[kind].idxmax() for kind in areas.index}
+    areas["furthest apart"] = [f"at {level:g}: {' / '.join(told.loc[kind, level])}" for kind, level in widest.items()]
+    areas.loc["none, accuracy"] = [*told.xs(0, level="level").iloc[0], ""]
+    return areas.rename_axis("corruption, area under the accuracy").reset_index()
 
 
 def readable(table: pd.DataFrame) -> pd.DataFrame:

@@ -27,9 +27,9 @@ VARIANTS_HEAD = (
     "length (those named small, those named short) are to be held against each other:\n"
 )
 ROBUSTNESS_HEAD = (
-    "What augmentation does under corruption, accuracy with it / without it: two networks made of films that may be "
-    "given away (12 epochs, classes drawn equally often) on their validation films, and two of the whole recipe (seed "
-    "0 with it, seed 2 without it) on test films; no noise beside the corruption:\n"
+    "What augmentation is worth under corruption: three networks made of films that may be given away (12 epochs, "
+    "classes drawn equally often, seed 0), with every film, half of them or none augmented in training, on their "
+    "validation films, without other noise:\n"
 )
 ARMS_HEAD = "Accuracy on test films by the standard deviation of gaussian noise, means over seeds:\n"
 SYSTEMS_HEAD = "The systems of notebook 05 at this preset, on test films, each trained as its last column says:"

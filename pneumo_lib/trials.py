@@ -15,6 +15,7 @@ import pandas as pd
 from torch import nn
 
 from pneumo_lib import (
+    augmentation,
     calibration,
     evaluation,
     models,
@@ -277,6 +278,7 @@ def _card(trial: Trial, task: training.Task, fitted: training.Fitted) -> dict[st
         "fold": asdict(trial.fold) if trial.fold else None,
         "starting_weights": trial.weights,
         "recipe": task.recipe.text(),
+        "augmentation": augmentation.describe(task.recipe.augmentation),
         "preprocessing": {
             "image_size": trial.system.image_size,
             "denoiser": "not stored" if trial.denoiser is not None else None,

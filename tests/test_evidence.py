@@ -172,16 +172,19 @@ def test_a_network_is_averaged_with_the_balanced_one_of_its_seed(monkeypatch):
     assert told.endswith(f"test {both}, validation {both}.\n")
 
 
-def test_what_augmentation_does_under_corruption_is_told_by_area_and_widest_gap(tmp_path, monkeypatch):
+def test_what_augmentation_is_worth_is_told_by_area_and_widest_gap(tmp_path, monkeypatch):
     levels = {"kind": ["rotation"] * 3 + ["crop"] * 3, "level": [0, 10, 20, 0, 0.1, 0.5]}
     for name, values in (("with", [0.9, 0.9, 0.5, 0.9, 0.8, 0.4]), ("without", [1.0, 0.8, 0.1, 1.0, 0.6, 0.4])):
-        pd.DataFrame(levels | {"value": values}).to_csv(tmp_path / f"{name}.csv", index=False)
-    monkeypatch.setattr(evidence_text, "BORNE", {"test": ("with.csv", "without.csv")})
+        place = tmp_path / evidence.ROBUSTNESS / f"{name}_seed_0.csv"
+        place.parent.mkdir(exist_ok=True)
+        pd.DataFrame(levels | {"value": values}).to_csv(place, index=False)
+    monkeypatch.setattr(evidence_text, "AUGMENTED", {"all": "with", "none": "without"})
     table = evidence_text.readable_robustness(tmp_path)
-    assert list(table.columns) == ["corruption", "test: area", "test: furthest apart"]
+    assert list(table.columns) == ["corruption, area under the accuracy", "all", "none", "furthest apart"]
     assert table.to_numpy().tolist() == [
-        ["rotation", "0.800 / 0.675", "at 20: 50.0% / 10.0%"],
-        ["crop", "0.650 / 0.560", "at 0.1: 80.0% / 60.0%"],
+        ["rotation", "0.800", "0.675", "at 20: 50.0% / 10.0%"],
+        ["crop", "0.650", "0.560", "at 0.1: 80.0% / 60.0%"],
+        ["none, accuracy", "90.0%", "100.0%", ""],
     ]
 
 

@@ -270,6 +270,7 @@ def test_the_model_card_tells_what_the_files_say(released, figures, films):
     (row,) = [line for line in text.splitlines() if line.startswith(f"| `{NOISY}` | `test` + gaussian noise 0.3 |")]
     assert accuracy in row and "50.0%" in row, "the share of the commonest class"
     assert f"| `{CLEAN}` | `test` as it is |" in text
+    assert f"\n- Augmentation in training: {released.card['augmentation']}.\n" in text
     assert "| NORMAL | CC BY 4.0 | 40 |" in text and "| PNEUMONIA | CC0 1.0 | 40 |" in text
     assert "pneumo train cnn5 --preset full --data FOLDER -p sigma=0.3 --run RUN" in text
     assert "Children of one hospital" in text, "the flaws of the data set's card"
