@@ -244,15 +244,12 @@ def mirrored(given: Given) -> None:
     say_validation(given, settings, images, twice)
 
 
-def bear(given: Given, variant: str) -> None:
-    """What a network of `recognise` makes of films under every corruption.
-
-    Those that may be given away are shown validation films, by which their recipe is chosen, the others test films.
-    """
+def bear(given: Given, variant: str, split: str) -> None:
+    """What a network of `recognise` makes of the films of a split under every corruption."""
     settings = licensed(given) if variant in LICENSED else given.config()
     (card,) = given.beside(f"{variant}:{given.seed}").rglob("model.json")
     images, saved = pipeline.open_data(settings, given.cache), runs.load_model(card.parent)
-    robustness.corrupted(given.place, images, saved, split="val" if variant in LICENSED else "test")
+    robustness.corrupted(given.place, images, saved, split=split)
 
 
 def name_sources(given: Given) -> None:
@@ -319,9 +316,10 @@ def jobs() -> dict[str, tuple[Callable[[Given], None], tuple[str, ...]]]:
     many = {"main": 5, "no augmentation": 3, "half augmented": 3}
     for variant in (name for name in VARIANTS if name not in LICENSED):
         add(variant, lambda g, variant=variant: recognise(g, variant), range(many.get(variant, 2)))
-    for variant in ("main", "no augmentation", "half augmented", *LICENSED):
-        seeds = range(1 if variant in LICENSED else 3)
-        add(f"{ROBUSTNESS}{variant}", lambda g, variant=variant: bear(g, variant), seeds, variant)
+    for split, variants in {"val": LICENSED, "test": ("main", "no augmentation", "half augmented", *LICENSED)}.items():
+        for variant in variants:
+            work, seeds = functools.partial(bear, variant=variant, split=split), range(1 if variant in LICENSED else 3)
+            add(f"{ROBUSTNESS}{split} {variant}", work, seeds, variant)
     for seed in range(2):
         for length, epochs in SMALL.items():
             for variant in SMALLER + SHORT * (length == "short"):

@@ -22,7 +22,7 @@ from pneumo_lib.metrics import Estimate
 
 SEEDS, PAIRS = "seeds", "audit_pairs.csv"
 SOURCES = "controls/source_of_the_film"
-ROBUSTNESS = "robustness"  # tables of `robustness.corrupted`, VARIANT_seed_K.csv
+ROBUSTNESS = "robustness"  # tables of `robustness.corrupted`, SPLIT_VARIANT_seed_K.csv
 DENOISERS, QUALITY, LEVELS = "denoisers", "quality.csv", "levels.csv"
 MIRRORED = "mean of both ways round"  # end of a method's name in QUALITY: a network averaged with itself
 VALIDATION = "val.csv"

@@ -7,9 +7,9 @@ import pandas as pd
 from pneumo_lib import answers, evaluation, evidence, robustness, standings
 
 AUGMENTED = {  # tables of evidence.ROBUSTNESS, of networks that differ in nothing else
-    "every film": "CC_BY_augmented",
-    "half of them": "CC_BY",
-    "none": "CC_BY_no_augmentation",
+    "every film": "val_CC_BY_augmented",
+    "half of them": "val_CC_BY",
+    "none": "val_CC_BY_no_augmentation",
 }
 
 

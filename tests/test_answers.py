@@ -193,9 +193,8 @@ def test_what_the_readme_says_of_our_network_for_noisy_films_follows_from_its_pu
 def test_what_the_readme_says_the_network_to_be_given_away_bears_follows_from_its_published_table():
     place = FIGURES / "systems" / "chest_xray_covid_free" / "resnet18_s2d" / "corruptions.csv"
     table = pd.read_csv(place).set_index(["kind", "level"])["value"]
-    told = {("gaussian", 1.0): "(89.6 %", ("salt_pepper", 0.5): "(92.8 %)", ("jpeg", 97.0): "(92.7 %)"}
-    told |= {("rotation", 45.0): "on 37.0 %", ("crop", 0.5): "on 59.2 %", ("low_contrast", 0.8): "on 11.5 %"}
-    told |= {("blur", 5.0): "better (95.1 %)"}
+    told = {("gaussian", 1.0): "(91.2 %", ("salt_pepper", 0.5): "(93.9 %)", ("jpeg", 97.0): "(93.4 %)"}
+    told |= {("rotation", 45.0): "on 29.8 %", ("crop", 0.5): "on 51.8 %", ("low_contrast", 0.8): "on 6.6 %"}
     readme = " ".join((FIGURES.parent / "README.md").read_text().split())
     for step, words in told.items():
         assert f"{100 * table[step]:.1f} %" in words and words in readme, step

@@ -161,35 +161,32 @@ def test_without_a_name_every_training_is_run():
     assert trainings.wanted(trainings.jobs(), []) == list(trainings.jobs())
 
 
-def test_networks_to_be_given_away_are_judged_under_corruption_by_validation_films(tmp_path, monkeypatch):
+def test_a_network_is_shown_corrupted_films_of_the_set_that_it_was_made_of(tmp_path, monkeypatch):
     asked, jobs = [], tmp_path / "jobs"
     monkeypatch.setattr(trainings.pipeline, "open_data", lambda settings, _: Path(settings.data_dir).name)
     monkeypatch.setattr(trainings.runs, "load_model", lambda place: place.relative_to(jobs).as_posix())
     monkeypatch.setattr(trainings.robustness, "corrupted", lambda *given, split: asked.append((*given[1:], split)))
-    for place in ("CC_BY_augmented:1/systems/films/net", "no_augmentation:1"):
+    for place, job in (("CC_BY:0/systems/films/net", "val CC BY:0"), ("no_augmentation:0", "test no augmentation:0")):
         (jobs / place).mkdir(parents=True)
         (jobs / place / "model.json").touch()
-        given = trainings.Given(tmp_path, tmp_path / "cache", jobs / "robustness:1", seed=1)
-        trainings.bear(given, place.partition(":")[0].replace("_", " "))
+        work, _ = trainings.jobs()[f"robustness {job}"]
+        work(trainings.Given(tmp_path, tmp_path / "cache", jobs / "robustness:0", seed=0))
     assert asked == [
-        ("chest_xray_covid_free", "CC_BY_augmented:1/systems/films/net", "val"),
-        ("chest_xray_covid", "no_augmentation:1", "test"),
+        ("chest_xray_covid_free", "CC_BY:0/systems/films/net", "val"),
+        ("chest_xray_covid", "no_augmentation:0", "test"),
     ]
 
 
 def test_what_networks_bear_is_published_by_the_name_of_their_job(tmp_path, monkeypatch):
     monkeypatch.setattr(trainings.publishing, "publish_evidence", lambda target: None)
-    job, table = (
-        tmp_path / "jobs" / "robustness_CC_BY:0",
-        pd.DataFrame({"kind": ["crop"], "level": [0.5], "value": [1]}),
-    )
+    job, table = tmp_path / "jobs" / "robustness_val_CC_BY:0", pd.DataFrame({"kind": ["crop"], "level": [0.5]})
     job.mkdir(parents=True)
     table.to_csv(job / "corruptions.csv", index=False)
     trainings.publish(tmp_path, tmp_path / "figures")
     assert not (tmp_path / "figures").exists(), "it has not ended"
     (job / "DONE").touch()
     trainings.publish(tmp_path, tmp_path / "figures")
-    assert pd.read_csv(tmp_path / "figures" / "robustness" / "CC_BY_seed_0.csv").equals(table)
+    assert pd.read_csv(tmp_path / "figures" / "robustness" / "val_CC_BY_seed_0.csv").equals(table)
 
 
 def test_a_denoiser_averaged_both_ways_round_does_not_tell_left_from_right():

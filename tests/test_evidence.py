@@ -9,7 +9,20 @@ import pandas as pd
 import pytest
 from scipy.stats import fisher_exact
 
-from pneumo_lib import answers, arms, claims, config, evidence, evidence_text, metrics, pipeline, publish, runs, trials
+from pneumo_lib import (
+    answers,
+    arms,
+    claims,
+    config,
+    evidence,
+    evidence_text,
+    metrics,
+    pipeline,
+    publish,
+    robustness,
+    runs,
+    trials,
+)
 from pneumo_lib.claims import Claim
 from pneumo_lib.data.audit import read_pairs
 from pneumo_lib.errors import DataError
@@ -19,6 +32,7 @@ from pneumo_lib.systems import COVID
 
 ROOT = Path(__file__).resolve().parent.parent
 FIGURES, README = ROOT / "figures", (ROOT / "README.md").read_text()
+PUBLISHED_FREE = FIGURES / "systems" / "chest_xray_covid_free" / evidence.OURS
 CLASSES = ("COVID19", "NORMAL", "PNEUMONIA")
 PATHS = [f"test/{name}/{k}.jpg" for name in CLASSES for k in range(4)]
 LABELS = np.repeat(np.arange(3), 4)
@@ -526,7 +540,8 @@ def test_what_the_readme_says_of_small_and_short_trainings_follows_from_the_publ
         f"Of `noisy_test` their seed 0 has {short} and {small} of 66 right where the whole recipe has {ours}." in readme
     )
     said_of_val = evidence.repeated(FIGURES, evidence.VALIDATION)
-    variants = [name for name in evidence.VARIANTS if name.startswith("resnet18_s2d_short_")]
+    helped = "resnet18_s2d_short_half_augmented"
+    variants = [name for name in evidence.VARIANTS if name.startswith("resnet18_s2d_short_") and name != helped]
     compared = {name: evidence.paired(said_of_val, name, "resnet18_s2d_short") for name in variants}
     p = [table[table["seed"].isin((0, 1))]["p"].min() for table in compared.values()]
     assert "differs from `short` itself under any one seed (McNemar, every p > 0.1)" in readme
@@ -554,6 +569,21 @@ def test_what_the_readme_says_of_two_seeds_of_short_trainings_follows_from_the_p
     ):
         facts = [told(table, name, short, protocol) for name in left_out[:2]]
         assert words.format(*facts[0], *facts[1]) in readme, protocol
+    half, parts = f"{short}_half_augmented", []
+    for table, protocols in ((val, ("val_0.5", "val_0")), (test, ("test_noise", "clean"))):
+        parts += [told(table, half, short, protocol) for protocol in protocols]
+    single = [told(val, half, short, "val_0.5", seed)[1] for seed in (0, 1)]
+    assert parts[0][1] < 0.001 and float(parts[1][0]) == 0
+    words = "together, {} points at noise 0.5 (p < 0.001; seed 0 p = {:.3f}, seed 1 p = {:.3f}) and none clean; on test"
+    assert words.format(parts[0][0], *single) in readme
+    assert "both averaged, {} (p = {:.3f}) and {} (p = {:.2f}). Against none".format(*parts[2], *parts[3]) in readme
+    noisy, clean = (told(val, half, left_out[0], protocol) for protocol in ("val_0.5", "val_0"))
+    words = "it is {} better (p = {:.2f}) and clean {} worse (p = {:.2f})"
+    assert words.format(*noisy, clean[0].removeprefix("-"), clean[1]) in readme
+    scores = evidence.over_seeds(test[test["system"] == half], set()).set_index("protocol")["accuracy"]
+    p = [told(test, evidence.OURS, half, protocol)[1] for protocol in ("test_noise", "clean")]
+    words = "{:.1f} % at noise 0.5 and {:.1f} % clean (both averaged, p = {:.2f} and {:.2f})"
+    assert words.format(100 * scores["test_noise"].value, 100 * scores["clean"].value, *p) in readme
     words = (
         "is {} points worse than that of the whole recipe at noise 0.5 (p = {:.2f}), the two averaged {} (p = {:.2f})"
     )
@@ -595,9 +625,44 @@ def test_what_the_readme_says_of_the_whole_recipe_with_less_follows_from_the_pub
     assert [len(epochs) for epochs in taken] == [30, 30, 30]
 
 
+def test_what_the_readme_says_of_augmentation_follows_from_the_published_tables():
+    readme = " ".join(README.split())
+    place = FIGURES / evidence.ROBUSTNESS
+    tables = [pd.read_csv(place / f"{name}_seed_0.csv") for name in evidence_text.AUGMENTED.values()]
+    every, half, none = (100 * table.set_index(["kind", "level"])["value"] for table in tables)
+    turned, cropped, darker, paler = ("rotation", 20), ("crop", 0.2), ("darker", 0.35), ("low_contrast", 0.6)
+    assert (
+        f"turned by 20 degrees it has {none[turned]:.1f} % of the films right, with every film augmented "
+        f"{every[turned]:.1f} %; cropped by a fifth {none[cropped]:.1f} and {every[cropped]:.1f} %; darkened by 0.35 "
+        f"{none[darker]:.1f} and {every[darker]:.1f} %."
+    ) in readme
+    plain = ("rotation", 0)
+    assert (
+        f"{half[plain]:.1f} % of the films as they are (every film {every[plain]:.1f} %, none {none[plain]:.1f} %)"
+        in (readme)
+    )
+    assert f"and {half[turned]:.1f}, {half[cropped]:.1f} and {half[darker]:.1f} % of those turned, cropped" in readme
+    means = [robustness.areas(table).mean() for table in tables]
+    assert "({1:.3f}; every film {0:.3f}, none {2:.3f})".format(*means) in readme and max(means) == means[1]
+    wrong = [robustness.areas(table, "ece").mean() for table in tables]
+    assert f"its calibration error is {wrong[2]:.3f}, that of the other {wrong[0]:.3f}" in readme
+    assert f"lost {half[paler]:.1f} % are right ({every[paler]:.1f} and {none[paler]:.1f} %)" in readme
+    shown = [place / "test_CC_BY_augmented_seed_0.csv", PUBLISHED_FREE / robustness.CORRUPTIONS]
+    tested = [pd.read_csv(path) for path in shown]
+    assert "({1:.3f}; every film {0:.3f})".format(*(robustness.areas(table).mean() for table in tested)) in readme
+    every, half = (100 * table.set_index(["kind", "level"])["value"] for table in tested)
+    steps = [plain, ("gaussian", 0.5), darker, turned, paler]
+    words = (
+        "{:.1f} % of the films as they are ({:.1f}), {:.1f} % at noise 0.5 ({:.1f}), {:.1f} % darkened ({:.1f}), but "
+        "{:.1f} % turned ({:.1f}) and {:.1f} % with little contrast ({:.1f})"
+    )
+    assert words.format(*(number for step in steps for number in (half[step], every[step]))) in readme
+    assert {len(table) for table in tables} == {72} and {*tables[0]["n"]} == {475} and "475 validation films" in readme
+
+
 def test_what_the_readme_says_of_the_network_to_be_given_away_follows_from_its_answers():
-    place = FIGURES / "systems" / "chest_xray_covid_free" / "resnet18_s2d"
-    said_of_all, card = answers.read_predictions(place / answers.PREDICTIONS), answers.read_card(place)
+    said_of_all = answers.read_predictions(PUBLISHED_FREE / answers.PREDICTIONS)
+    card = answers.read_card(PUBLISHED_FREE)
     clean = said_of_all[said_of_all["protocol"] == "clean"]
     hit, covid = clean["label"] == clean["predicted"], clean["label"] == "COVID19"
     shares = (hit.mean(), hit[covid].mean(), card["refused"]["clean"]["COVID19"] / covid.sum())
