@@ -144,7 +144,7 @@ def describe(how: Augmentation) -> str:
     parts += ["flip"] if how.flip else []
     parts += [f"{name} ±{getattr(how, name):g}" for name in ("brightness", "contrast") if getattr(how, name)]
     parts += [f"gamma exp(±{how.gamma:g})"] if how.gamma else []
-    parts += [f"on {how.share:.0%} of the films"] if parts and how.share < 1 else []
+    parts += [f"on {100 * how.share:g} % of the films"] if parts and how.share < 1 else []
     return ", ".join(parts) or "none"
 
 

@@ -6,7 +6,7 @@ import pandas as pd
 
 from pneumo_lib import answers, evaluation, evidence, robustness, standings
 
-AUGMENTED = {  # tables of evidence.ROBUSTNESS, of networks that differ in nothing else
+AUGMENTED = {  # tables of evidence.ROBUSTNESS, of networks that differ in this, and the first in precision: bfloat16
     "every film": "val_CC_BY_augmented",
     "half of them": "val_CC_BY",
     "none": "val_CC_BY_no_augmentation",

@@ -320,7 +320,7 @@ def test_contrast_and_gamma_are_those_of_torchvision(factor, gamma):
             "rotation ±15°, zoom 0.8-1.0, flip, brightness ±0.2",
         ),
         (Augmentation(share=0.5), "none"),
-        (Augmentation(rotation=10, share=0.5), "rotation ±10°, on 50% of the films"),
+        (Augmentation(rotation=10, share=0.5), "rotation ±10°, on 50 % of the films"),
         (Augmentation(shift=0.1, shear=2.5), "shift ±10 %, shear ±2.5°"),
         (Augmentation(zoom=(1, 2), contrast=0.1, gamma=0.3), "zoom 1.0-2.0, contrast ±0.1, gamma exp(±0.3)"),
     ],

@@ -580,6 +580,9 @@ def test_what_the_readme_says_of_two_seeds_of_short_trainings_follows_from_the_p
     noisy, clean = (told(val, half, left_out[0], protocol) for protocol in ("val_0.5", "val_0"))
     words = "it is {} better (p = {:.2f}) and clean {} worse (p = {:.2f})"
     assert words.format(*noisy, clean[0].removeprefix("-"), clean[1]) in readme
+    histories = [pd.read_csv(path) for path in (FIGURES / evidence.SEEDS / half).glob("*/history.csv")]
+    minutes = sorted(round(history["seconds"].sum() / 60) for history in histories)
+    assert "Its two seeds ran in float32, {} and {} minutes.".format(*minutes) in readme
     scores = evidence.over_seeds(test[test["system"] == half], set()).set_index("protocol")["accuracy"]
     p = [told(test, evidence.OURS, half, protocol)[1] for protocol in ("test_noise", "clean")]
     words = "{:.1f} % at noise 0.5 and {:.1f} % clean (both averaged, p = {:.2f} and {:.2f})"
@@ -639,7 +642,7 @@ def test_what_the_readme_says_of_augmentation_follows_from_the_published_tables(
     plain = ("rotation", 0)
     assert (
         f"{half[plain]:.1f} % of the films as they are (every film {every[plain]:.1f} %, none {none[plain]:.1f} %)"
-        in (readme)
+        in readme
     )
     assert f"and {half[turned]:.1f}, {half[cropped]:.1f} and {half[darker]:.1f} % of those turned, cropped" in readme
     means = [robustness.areas(table).mean() for table in tables]
