@@ -221,6 +221,16 @@ def main() -> None:
     Of several processes only the first one prints what was found, and only one says why the run ends.
     """
     try:
+        _run()
+    except (KeyboardInterrupt, SystemExit) as ending:  # also a launcher's signal while an error is being told
+        if getattr(ending, "code", STOPPED_BY_HAND) == STOPPED_BY_HAND:
+            _end(STOPPED if processes.count() == 1 else LOST, STOPPED_BY_HAND)
+        processes.leave()
+        raise
+
+
+def _run() -> None:
+    try:
         processes.join()
         with contextlib.redirect_stdout(sys.stdout if processes.first() else open(os.devnull, "w")):
             app()
@@ -232,11 +242,6 @@ def main() -> None:
         if not processes.lost_one(error):
             raise
         _end(LOST, TrainingError.exit_code)
-    except (KeyboardInterrupt, SystemExit) as ending:
-        if getattr(ending, "code", STOPPED_BY_HAND) == STOPPED_BY_HAND:
-            _end(STOPPED if processes.count() == 1 else LOST, STOPPED_BY_HAND)
-        processes.leave()
-        raise
 
 
 def _end(message: str, code: int) -> NoReturn:

@@ -178,9 +178,10 @@ def lost_one(error: BaseException) -> bool:
 
 
 def speaks_first() -> bool:
-    """Whether no process of this run has said yet why it ends."""
+    """Whether no process of this run has said yet why it ends; this one no longer ends at a launcher's signal."""
     if not dist.is_initialized():
         return True
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it would come between having the word and saying it
     try:
         return _store().add("ending", 1) == 1
     except RuntimeError:  # the launcher that kept the store is gone too

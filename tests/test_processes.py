@@ -13,13 +13,14 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch.distributed as dist
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
 import hosts
 from waiting import wait_for
 
-from pneumo_lib import processes
+from pneumo_lib import cli, processes
 from pneumo_lib.errors import UsageError
 
 SMALL = ["-p", "image_size=32", "-p", "batch_size=8", "-p", "sigma=0.1", "-p", "val_fraction=0.3", "-p", "precision=no"]
@@ -226,6 +227,48 @@ def test_one_that_is_killed_ends_the_other_with_one_message_and_the_run_goes_on(
     ended = run(2, "train", "unet_denoiser", *long)
     assert "60" in ended.stdout.splitlines()[-2].split()[0]
     assert len(history(state)) == 60 and history(state)["epoch"].is_monotonic_increasing
+
+
+@pytest.mark.parametrize("moment", ["the loss is noticed", "the word is taken"])
+def test_the_signal_of_a_launcher_while_a_loss_is_being_told_leaves_one_message(moment, monkeypatch, capfd):
+    class Gone(Exception):
+        pass
+
+    class Notes:
+        taken = 0
+
+        def add(self, *_: object) -> int:
+            self.taken += 1
+            hit("the word is taken")
+            return self.taken
+
+    def hit(now: str) -> bool:
+        if now == moment:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return True
+
+    def app() -> None:
+        signal.signal(signal.SIGTERM, processes._interrupt)
+        raise RuntimeError("gloo: Connection closed by peer")
+
+    def leave(code: int) -> None:
+        raise Gone(code)
+
+    notes, before = Notes(), signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(cli, "app", app)
+    monkeypatch.setattr(os, "_exit", leave)
+    monkeypatch.setattr(processes, "join", lambda: None)
+    monkeypatch.setattr(processes, "first", lambda: True)
+    monkeypatch.setattr(processes, "count", lambda: 2)
+    monkeypatch.setattr(processes, "lost_one", lambda error: hit("the loss is noticed"))
+    monkeypatch.setattr(processes, "_store", lambda: notes)
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    try:
+        with pytest.raises(Gone):
+            cli.main()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert said(capfd.readouterr().err) == [f"pneumo: {cli.LOST}"]
 
 
 # ---- several machines ------------------------------------------------------------------------------------------------
