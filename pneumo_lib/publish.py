@@ -12,6 +12,7 @@ import pandas as pd
 from pneumo_lib import answers, arms, claims, evidence, evidence_text, robustness, runs, runtime, standings
 from pneumo_lib.answers import PREDICTIONS, Finished
 from pneumo_lib.evidence import PAIRS
+from pneumo_lib.findings import findings
 from pneumo_lib.metrics import Estimate
 from pneumo_lib.robustness import CORRUPTIONS
 from pneumo_lib.runs import Run
@@ -217,7 +218,7 @@ def evidence_tables(figures: Path | None = None) -> dict[str, pd.DataFrame]:
 
 
 def evidence_texts(target: Path) -> dict[str, str]:
-    """`evidence_tables` and what follows from them, as Markdown by file name: evidence.md and claims.md."""
+    """`evidence_tables` and what follows from them, as Markdown by file name."""
     tables = {name: markdown(table) for name, table in evidence_tables(target).items()}
     said = evidence.repeated(target)
     rerun = evidence_text.told_reruns(evidence.reruns(said[~said["system"].isin(evidence.VARIANTS)]))
@@ -238,7 +239,7 @@ def evidence_texts(target: Path) -> dict[str, str]:
         arms.verdict(arms.paired(arms.read(target))) + "\n",
     ]
     parts += [told for told in (evidence_text.told_sources(target), evidence_text.told_denoisers(target)) if told]
-    return {"evidence.md": "\n".join(parts), "claims.md": tables["claims"]}
+    return {"findings.md": findings(target), "evidence.md": "\n".join(parts), "claims.md": tables["claims"]}
 
 
 def publish_evidence(target: Path) -> None:

@@ -2,6 +2,8 @@
 
 import json
 import re
+import shutil
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +14,10 @@ import pytest
 from babel.messages import extract
 from bs4 import BeautifulSoup
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
+
+import readme
 from test_report import header, page, png, run, shown, write
 
 from pneumo_lib import report, report_language
@@ -32,7 +38,8 @@ def every(kind: str, node: object) -> Iterator[dict]:
 
 
 def text(node: dict) -> str:
-    return node.get("raw", "") + "".join(text(child) for child in node.get("children", []))
+    apart = " " * (node["type"] == "table_cell")  # so that the numbers of two cells do not become one
+    return node.get("raw", "") + "".join(text(child) for child in node.get("children", [])) + apart
 
 
 def numbers(said: str) -> Counter[str]:
@@ -151,6 +158,29 @@ def test_the_comparison_itself_can_fail(change, said):
     assert change[0] in chinese
     found = "\n".join(compare(english, chinese.replace(*change)))
     assert re.search(said, found), found
+
+
+@pytest.mark.parametrize("edition", readme.EDITIONS)
+def test_the_readme_holds_what_is_published_in_its_language(edition):
+    text = (ROOT / edition).read_text("utf-8")
+    marked = re.findall(r"^<!-- figures/(\w+)\.md -->$", text, flags=re.M)
+    assert marked == ["findings", "results", "evidence", "claims", "systems"]
+    assert readme.carried(edition, text, ROOT / "figures") == text, "old: run python benchmarks/readme.py"
+
+
+def test_new_figures_are_carried_into_both_editions_and_what_has_no_translation_is_named(tmp_path):
+    for name in ("findings", "results", "evidence", "claims", "systems"):
+        shutil.copyfile(ROOT / "figures" / f"{name}.md", tmp_path / f"{name}.md")
+    place = tmp_path / "evidence.md"
+    place.write_text(place.read_text().replace("| short, twice as wide | 1 |", "| small, twice as wide | 47 |"))
+    rows = ("| small, twice as wide | 47 |", "| small，加宽一倍 | 47 |")
+    for edition, row in zip(readme.EDITIONS, rows, strict=True):
+        text = (ROOT / edition).read_text("utf-8")
+        (new,) = set(readme.carried(edition, text, tmp_path).splitlines()) - set(text.splitlines())
+        assert new.startswith(row)
+    place.write_text(place.read_text().replace("twice as wide", "half as deep"))
+    with pytest.raises(ValueError, match="no translation of 'small, half as deep'"):
+        readme.carried(readme.CHINESE, (ROOT / readme.CHINESE).read_text("utf-8"), tmp_path)
 
 
 # ---- the prose of the notebooks -------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Systems over seeds, variants of a recipe, claims and arms: counted by hand on a few films, then as published."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from pneumo_lib import (
 from pneumo_lib.claims import Claim
 from pneumo_lib.data.audit import read_pairs
 from pneumo_lib.errors import DataError
+from pneumo_lib.findings import findings
 from pneumo_lib.metrics import Estimate
 from pneumo_lib.recipe import Scale
 from pneumo_lib.systems import COVID
@@ -675,10 +677,32 @@ def test_what_the_readme_says_of_the_network_to_be_given_away_follows_from_its_a
     assert f"{told} pictures that are no films refuses {found[2]} of those" in readme
 
 
-@pytest.mark.parametrize("name", ["evidence.md", "claims.md"])
-@pytest.mark.parametrize("readme", ["README.md"])
-def test_the_readme_holds_them(name, readme):
-    lines = (FIGURES / name).read_text().splitlines()
-    text = (ROOT / readme).read_text()
-    missing = [line for line in lines if line and line not in text]
-    assert not missing, f"{readme} lacks lines of figures/{name}: {missing[:3]}"
+def test_the_findings_say_what_the_tables_beside_them_say():
+    text, metrics_05 = (FIGURES / "findings.md").read_text(), json.loads((FIGURES / "metrics.json").read_text())["05"]
+    seeds = evidence.over_seeds(evidence.repeated(FIGURES), set()).set_index(["system", "protocol"])["accuracy"]
+    for system in (evidence.SOURCE_FULL, evidence.OURS):
+        assert seeds[system, "test_noise"].percent() in text, system
+    assert (
+        seeds[evidence.OURS, "clean"].percent() in text and seeds[evidence.SOURCE_FULL, "noisy_test"].percent() in text
+    )
+    verdicts = claims.table(claims.claims(FIGURES, {"05": metrics_05})).query("report == 'A'")["verdict"]
+    assert [*verdicts[:2]] == ["reproduced"] * 2 == [*re.findall(r"\((reproduced)\)", text)]
+    times = re.search(r"(\d+ of \d+) times", (FIGURES / "evidence.md").read_text())
+    assert f"inside the interval of the first {times[1]} times" in text
+    means = {row["control"]: f"{row['mean']:.1%}" for row in metrics_05["controls"]}
+    told = "mean recall of {whole film} on whole films has {border only} on their borders alone and {16 x 16 pixels} on"
+    assert told.format(**means) in text and len(text.splitlines()) == 5
+
+
+def test_findings_whose_trainings_are_not_there_are_left_out(tmp_path):
+    shutil.copytree(FIGURES / arms.FOLDER, tmp_path / arms.FOLDER)
+    for name in (evidence.OURS, evidence.SOURCE):
+        shutil.copytree(FIGURES / evidence.SEEDS / name, tmp_path / evidence.SEEDS / name)
+    for name in (evidence.PAIRS, evidence.FACTS):
+        shutil.copyfile(FIGURES / name, tmp_path / name)
+    told = json.loads((FIGURES / "metrics.json").read_text())
+    del told["05"]["controls"]
+    (tmp_path / "metrics.json").write_text(json.dumps(told))
+    shutil.copytree(FIGURES / "systems", tmp_path / "systems")
+    heads = re.findall(r"^- \*\*([^*]+)\*\*", findings(tmp_path), flags=re.M)
+    assert heads == ["Does denoising help?", "Better.", "How sure is that?"]

@@ -35,6 +35,7 @@ LAYERS = [
     ["ablation", "diagnosis", "trials"],
     ["comparison", "standings", "robustness", "evidence"],
     ["arms", "claims", "evidence_text"],
+    ["findings"],
     ["report_language", "kernels"],
     ["report_chapter"],
     ["report_html"],
