@@ -90,8 +90,8 @@ def told_errors(said: pd.DataFrame) -> str:
         parts.append(
             f"{(~_right(mine)).sum() / seeds:.0f} of {n:,} {title} test films are wrong on average, {len(same)} of "
             f"them under all {seeds} seeds ({by_class}), so that no vote of theirs passes {1 - len(same) / n:.1%}, and "
-            f"{len(stubborn)} in every row and seed of this table, whose average ({rows} of them) is right on "
-            f"{_right(together).mean():.1%}"
+            f"{len(stubborn)} in every row and seed of the table of variants, whose average ({rows} of them) is right "
+            f"on {_right(together).mean():.1%}"
         )
     return f"Errors of `{evidence.OURS}` that no seed avoids: {'; '.join(parts)}.\n"
 

@@ -9,7 +9,7 @@ from typing import Any
 import jinja2
 import pandas as pd
 
-from pneumo_lib import answers, arms, claims, evidence, evidence_text, robustness, runs, runtime, standings
+from pneumo_lib import answers, arms, claims, confidence, evidence, evidence_text, robustness, runs, runtime, standings
 from pneumo_lib.answers import PREDICTIONS, Finished
 from pneumo_lib.evidence import PAIRS
 from pneumo_lib.findings import findings
@@ -31,6 +31,14 @@ ROBUSTNESS_HEAD = (
     "What augmentation is worth under corruption: three networks made of films that may be given away (12 epochs, "
     "classes drawn equally often, seed 0), with every film, half of them or none augmented in training, on their "
     "validation films, without other noise:\n"
+)
+CONFIDENCE_HEAD = (
+    "What the confidence of `resnet18_s2d` is worth on test films, means over its seeds; temperature, threshold and "
+    "cut-offs of the sets come from each seed's validation films:\n"
+)
+BROKEN_HEAD = (
+    "Where that breaks, seed 0: up to which level of a corruption sets for 90 % hold the truth as often as that, and "
+    "what the first level is like at which they do not (the whole 95 % interval lies below), or the worst one:\n"
 )
 ARMS_HEAD = "Accuracy on test films by the standard deviation of gaussian noise, means over seeds:\n"
 SYSTEMS_HEAD = "The systems of notebook 05 at this preset, on test films, each trained as its last column says:"
@@ -196,7 +204,7 @@ def systems_table(done: Sequence[Finished]) -> str:
 
 
 def evidence_tables(figures: Path | None = None) -> dict[str, pd.DataFrame]:
-    """What the published answers say together, as tables for people: seeds, variants, robustness, arms, claims.
+    """What the published answers say together, as tables for people: seeds, variants and so on.
 
     Args:
         figures: folder with the answers; by default the project's.
@@ -212,6 +220,8 @@ def evidence_tables(figures: Path | None = None) -> dict[str, pd.DataFrame]:
         "seeds": evidence_text.readable(evidence.over_seeds(main, evidence.known_films(figures))),
         "variants": evidence_text.readable_ablation(validation, said, evidence.fastest_epochs(figures)),
         "robustness": evidence_text.readable_robustness(figures),
+        "confidence": confidence.readable(confidence.over_seeds(figures)),
+        "broken": confidence.readable_broken(confidence.broken(figures)),
         "arms": arms.readable(arms.scores(arms.read(figures))),
         "claims": claims.table(claims.claims(figures, published)),
     }
@@ -229,11 +239,15 @@ def evidence_texts(target: Path) -> dict[str, str]:
     validation = evidence.repeated(target, evidence.VALIDATION)
     parts += [
         tables["variants"],
-        ROBUSTNESS_HEAD,
-        tables["robustness"],
         evidence_text.told_errors(said),
         evidence_text.told_cut(said, validation),
         evidence_text.told_mix(said, validation),
+        ROBUSTNESS_HEAD,
+        tables["robustness"],
+        CONFIDENCE_HEAD,
+        tables["confidence"],
+        BROKEN_HEAD,
+        tables["broken"],
         ARMS_HEAD,
         tables["arms"],
         arms.verdict(arms.paired(arms.read(target))) + "\n",

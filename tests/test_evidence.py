@@ -14,6 +14,7 @@ from pneumo_lib import (
     answers,
     arms,
     claims,
+    confidence,
     config,
     evidence,
     evidence_text,
@@ -675,6 +676,63 @@ def test_what_the_readme_says_of_the_network_to_be_given_away_follows_from_its_a
     found, readme = [f"{share:.1%}".replace("%", " %") for share in shares], " ".join(README.split())
     told = f"is right on {found[0]} of the clean test films, finds {found[1]} of COVID19 among them, and its check for"
     assert f"{told} pictures that are no films refuses {found[2]} of those" in readme
+
+
+def test_what_the_readme_says_of_confidence_follows_from_the_published_answers():
+    readme = " ".join(README.split())
+    worth = confidence.over_seeds(FIGURES).set_index("protocol")
+    noisy, clean = (100 * worth.loc[name].drop("seeds") for name in ("test_noise", "clean"))
+    error = "from {ece_before:.3f} to {ece:.3f}".format(**noisy / 100)
+    assert f"{error}, it decides {noisy['decided']:.1f} % of them and is right on" in readme
+    words = (
+        "{:.1f} % of those, and of sets made to hold the truth in 90 % of the cases {:.1f} % do, of clean films {:.1f}"
+    )
+    assert words.format(noisy["decided_accuracy"], noisy["sets_90"], clean["sets_90"]) in readme
+    at = 100 * confidence.broken(FIGURES).set_index(["kind", "level"])
+    words = "darkened by 0.35 it is right on {accuracy:.1f} % of them, but only {conformal_90:.1f} % of the sets hold"
+    assert words.format(**at.loc[("darker", 0.35)]) in readme
+    words = "it is right on {accuracy:.1f} % of all films and on {accuracy_90:.1f} % of the nine tenths"
+    assert words.format(**at.loc[("rotation", 45)]) in readme
+
+
+def test_confidence_over_seeds_is_the_mean_of_what_each_seed_is_worth(tmp_path):
+    place = tmp_path / evidence.SEEDS / evidence.OURS
+    decision = {"temperature": 0.5, "threshold": 0.9, "conformal": {"0.9": [0.7, 0.7, 0.7]}}
+    for seed, wrong in enumerate(([], [0, 1, 2])):
+        folder = place / f"seed_{seed}"
+        folder.mkdir(parents=True)
+        said(wrong).drop(columns=["seed"], errors="ignore").to_csv(folder / answers.PREDICTIONS, index=False)
+        card = {"trial": "x", "system": "x", "classes": CLASSES, "seed": seed, "decision": decision}
+        (folder / "model.json").write_text(json.dumps(card))
+    (row,) = confidence.over_seeds(tmp_path).to_dict("records")
+    assert row["protocol"] == "clean" and (row["n"], row["seeds"]) == (12, 2)
+    assert row["decided"] == 0 and np.isnan(row["decided_accuracy"])
+    assert row["sets_90"] == pytest.approx((1 + 9 / 12) / 2) and row["size_90"] == 1
+    assert row["ece"] == pytest.approx((0.2 + 0.05) / 2)  # 0.8 sure of what is right in all, and in 9 of 12
+    flatter = 0.8**0.5 / (0.8**0.5 + 2 * 0.1**0.5)
+    assert row["ece_before"] == pytest.approx((1 - flatter + 0.75 - flatter) / 2)
+
+
+def test_a_promise_is_broken_where_its_whole_interval_lies_below(tmp_path):
+    place = tmp_path / "systems" / COVID / evidence.OURS
+    place.mkdir(parents=True)
+    held = {"turned": (0.92, 0.89, 0.85, 0.95), "paler": (0.92, 0.91, 0.89, 0.9), "noise": (0.8, 0.9, 0.9, 0.9)}
+    rows = [
+        {"kind": kind, "level": k, "value": 0.9, "n": 1000, "ece": k / 100, "accuracy_90": 1, "conformal_90": share}
+        for kind, shares in held.items()
+        for k, share in enumerate(shares)
+    ]
+    pd.DataFrame(rows).to_csv(place / robustness.CORRUPTIONS, index=False)
+    table = confidence.broken(tmp_path)
+    assert table["level"].fillna(-1).tolist() == [2, -1, 0] and table["kept"].fillna(-1).tolist() == [1, 3, -1]
+    assert table["conformal_90"].tolist() == [0.85, 0.9, 0.8] and table["ece"].tolist() == [0.02, 0.03, 0.0]
+    shown = confidence.readable_broken(table)
+    assert shown["corruption"].tolist() == ["turned", "noise", "paler"] and shown["broken at"].tolist() == [
+        "2",
+        "0",
+        "never",
+    ]
+    assert shown["holds up to"].tolist() == ["1", "none", "3"]
 
 
 def test_the_findings_say_what_the_tables_beside_them_say():

@@ -34,7 +34,7 @@ LAYERS = [
     ["pipeline"],
     ["ablation", "diagnosis", "trials"],
     ["comparison", "standings", "robustness", "evidence"],
-    ["arms", "claims", "evidence_text"],
+    ["arms", "claims", "confidence", "evidence_text"],
     ["findings"],
     ["report_language", "kernels"],
     ["report_chapter"],
