@@ -60,15 +60,18 @@ VARIANTS = {  # of our recipe, one thing changed in each: what earns its cost
     "no mean of weights": {"ema": 0.0},
     "no augmentation": {"augmentation": Augmentation()},
     "half augmented": {"augmentation": HALF},
+    "half contrast": {"augmentation": replace(HALF, contrast=0.8)},  # 0.2 as it is, where half breaks first
     "CC BY": {"imbalance": "balanced", "epochs": 12, "augmentation": HALF},  # films under that licence, 71 with COVID19
     "CC BY augmented": {"imbalance": "balanced", "epochs": 12},
     "CC BY no augmentation": {"imbalance": "balanced", "epochs": 12, "augmentation": Augmentation()},
 }
 LICENSED = tuple(name for name in VARIANTS if name.startswith("CC BY"))
 ROBUSTNESS = "robustness "  # begins the names of jobs that show a network corrupted films
+BEARING = ("main", "half augmented", "half contrast")  # short networks that are shown them
 # what is also trained at 128 pixels
 SMALLER = ("main", "no augmentation", "half augmented", "no mixup", "no mean of weights")
-SHORT = ("denoising first", "no anti-aliasing", "behind a denoiser", "twice as wide")  # and only for few epochs
+# and only for few epochs
+SHORT = ("half contrast", "denoising first", "no anti-aliasing", "behind a denoiser", "twice as wide")
 WIDE = {"widths": (48, 96, 192, 384)}
 SMALL = {"short": 12, "small": OURS.recipe.epochs}  # how long variants at 128 pixels train, where no GPU is at hand
 FULL = (("cnn3", KERMANY), ("cnn4", KERMANY), ("resnet34", KERMANY), ("cnn5", KERMANY))
@@ -245,8 +248,9 @@ def mirrored(given: Given) -> None:
 
 
 def bear(given: Given, variant: str, split: str) -> None:
-    """What a network of `recognise` makes of the films of a split under every corruption."""
-    settings = licensed(given) if variant in LICENSED else given.config()
+    """What a network of `recognise` or `small` makes of the films of a split under every corruption."""
+    side = {"image_size": arms.SIDE} if variant.startswith("short ") else {}
+    settings = licensed(given) if variant in LICENSED else given.config(**side)
     (card,) = given.beside(f"{variant}:{given.seed}").rglob("model.json")
     images, saved = pipeline.open_data(settings, given.cache), runs.load_model(card.parent)
     robustness.corrupted(given.place, images, saved, split=split)
@@ -326,6 +330,9 @@ def jobs() -> dict[str, tuple[Callable[[Given], None], tuple[str, ...]]]:
                 work, needs = functools.partial(small, variant=variant, epochs=epochs), ("arms denoiser",)
                 add(f"{length} {variant}", work, range(seed, seed + 1), *needs * (variant == "behind a denoiser"))
         add("short mirrored", mirrored, range(seed, seed + 1), "short main")
+        for variant in (f"short {name}" for name in BEARING):
+            work = functools.partial(bear, variant=variant, split="val")
+            add(f"{ROBUSTNESS}val {variant}", work, range(seed, seed + 1), variant)
     for seed in range(3):
         for name, dataset in FULL:
             add(f"full {name} {dataset}", lambda g, n=name, d=dataset: full(g, n, d), range(seed, seed + 1))

@@ -163,17 +163,24 @@ def test_without_a_name_every_training_is_run():
 
 def test_a_network_is_shown_corrupted_films_of_the_set_that_it_was_made_of(tmp_path, monkeypatch):
     asked, jobs = [], tmp_path / "jobs"
-    monkeypatch.setattr(trainings.pipeline, "open_data", lambda settings, _: Path(settings.data_dir).name)
+    opened = lambda settings, _: (Path(settings.data_dir).name, settings.image_size)  # noqa: E731
+    monkeypatch.setattr(trainings.pipeline, "open_data", opened)
     monkeypatch.setattr(trainings.runs, "load_model", lambda place: place.relative_to(jobs).as_posix())
     monkeypatch.setattr(trainings.robustness, "corrupted", lambda *given, split: asked.append((*given[1:], split)))
-    for place, job in (("CC_BY:0/systems/films/net", "val CC BY:0"), ("no_augmentation:0", "test no augmentation:0")):
+    places = {
+        "CC_BY:0/systems/films/net": "val CC BY:0",
+        "no_augmentation:0": "test no augmentation:0",
+        "short_half_contrast:0": "val short half contrast:0",
+    }
+    for place, job in places.items():
         (jobs / place).mkdir(parents=True)
         (jobs / place / "model.json").touch()
         work, _ = trainings.jobs()[f"robustness {job}"]
         work(trainings.Given(tmp_path, tmp_path / "cache", jobs / "robustness:0", seed=0))
     assert asked == [
-        ("chest_xray_covid_free", "CC_BY:0/systems/films/net", "val"),
-        ("chest_xray_covid", "no_augmentation:0", "test"),
+        (("chest_xray_covid_free", 256), "CC_BY:0/systems/films/net", "val"),
+        (("chest_xray_covid", 256), "no_augmentation:0", "test"),
+        (("chest_xray_covid", 128), "short_half_contrast:0", "val"),
     ]
 
 
