@@ -620,15 +620,55 @@ def test_what_the_readme_says_of_the_whole_recipe_with_less_follows_from_the_pub
     apart = f"{100 * noisy['lowest']:.1f} and {100 * noisy['highest']:.1f} %"
     assert f"which validation prefers, {mean} ({apart}, the two averaged {both})" in readme
     recall = " / ".join(f"{100 * value:.1f}" for value in noisy["recall"].values())
-    assert f"; without augmentation {recall} % |" in readme
+    assert f"; without augmentation {recall} %; with half of" in readme
     mean, both = (f"{100 * clean[name].value:.1f} %" for name in ("accuracy", "averaged"))
-    assert f"(without augmentation: {mean}, two averaged {both})" in readme
+    assert f"(without augmentation: {mean}, two averaged {both}); with" in readme
     taken = [
         pd.read_csv(path)["seconds"] for name in names for path in (FIGURES / "seeds" / name).glob("*/history.csv")
     ]
     minutes = sorted(epochs.sum() / 60 for epochs in taken)
     assert f"{minutes[0]:.0f} to {minutes[-1]:.0f} minutes of two CPU cores in float32" in readme
     assert [len(epochs) for epochs in taken] == [30, 30, 30]
+
+
+def test_what_the_readme_says_of_the_whole_recipe_with_half_augmented_follows_from_the_published_answers():
+    readme, half = " ".join(README.split()), f"{evidence.OURS}_half_augmented"
+    val, test = (evidence.repeated(FIGURES, name) for name in (evidence.VALIDATION, answers.PREDICTIONS))
+
+    def told(table: pd.DataFrame, other: str, protocol: str) -> tuple[float, float]:
+        found = evidence.paired(table, half, other).set_index(["protocol", "seed"]).loc[(protocol, evidence.MEAN)]
+        return 100 * found["difference"].value, found["p"]
+
+    shown = [(val, "val_0.5"), (val, "val_0"), (test, "test_noise"), (test, "clean")]
+    words = (
+        "together are {:.1f} points better at noise 0.5 (p = {:.2f}) and {:.1f} clean (p = {:.2f}), test films, both "
+        "averaged, {:.1f} at noise 0.5 (p = {:.2f}) and {:.1f} clean (p = {:.2f}). None augmented"
+    )
+    assert words.format(*(n for table, protocol in shown for n in told(table, evidence.OURS, protocol))) in readme
+    (less, sure), (more, other) = (told(val, f"{evidence.OURS}_no_augmentation", name) for name in ("val_0.5", "val_0"))
+    words = "validation ({:.1f} points less at noise 0.5, p = {:.2f}, and {:.1f} more clean, p = {:.2f})"
+    assert words.format(abs(less), sure, -more, other) in readme
+    table = evidence.over_seeds(test[test["system"].isin([evidence.OURS, *evidence.VARIANTS])], set())
+    table = table.set_index(["system", "protocol"])
+    noisy, clean = table.loc[(half, "test_noise")], table.loc[(half, "clean")]
+    percent = f"{100 * noisy['accuracy'].value:.1f} %", f"{100 * clean['accuracy'].value:.1f} %"
+    none = f"{100 * table.loc[(f'{evidence.OURS}_no_augmentation', 'test_noise'), 'accuracy'].value:.1f} %"
+    words = "it has {} right at noise 0.5 (none augmented {}), {} clean, the most of all rows of the table, and 66"
+    assert words.format(percent[0], none, percent[1]) in readme
+    assert table.loc[(half, "noisy_test"), "lowest"] == 1 and noisy["seeds"] == clean["seeds"] == 2
+    assert table["accuracy"].map(lambda cell: cell.value).unstack()["clean"].idxmax() == half
+    recalls = pd.DataFrame(table.xs("test_noise", level="protocol")["recall"].to_dict()).T[[*CLASSES]]
+    reached = (recalls >= [0.95, 0.95, 0.96]).all(axis=1)
+    assert reached[reached].index.tolist() == [half], "the first to reach all three"
+    apart = f"{100 * noisy['lowest']:.1f} and {100 * noisy['highest']:.1f} %"
+    assert f"half of the films augmented {percent[0]} ({apart}) |" in readme
+    recall = noisy["recall"]
+    assert f"yes: {' / '.join(f'{100 * value:.1f}' for value in recall.values())} % (two seeds) |" in readme
+    wrong = evidence.always_wrong(test[(test["system"] == half) & (test["protocol"] == "clean")])
+    assert f"augmented {percent[1]}, {len(wrong)} films wrong under both seeds |" in readme
+    paths = sorted((FIGURES / evidence.SEEDS / half).glob("*/history.csv"))
+    minutes = sorted(pd.read_csv(path)["seconds"].sum() / 60 for path in paths)
+    assert "bfloat16, {:.0f} and {:.0f} minutes of two CPU cores".format(*minutes) in readme
 
 
 def test_what_the_readme_says_of_augmentation_follows_from_the_published_tables():
