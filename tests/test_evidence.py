@@ -706,6 +706,23 @@ def test_what_the_readme_says_of_augmentation_follows_from_the_published_tables(
     assert {len(table) for table in tables} == {72} and {*tables[0]["n"]} == {475} and "475 validation films" in readme
 
 
+def test_what_the_readme_says_the_whole_recipe_bears_with_half_augmented_follows_from_the_published_tables():
+    readme = " ".join(README.split())
+    places = [FIGURES / evidence.ROBUSTNESS / "test_half_augmented_seed_0.csv"]
+    places.append(FIGURES / "systems" / COVID / evidence.OURS / robustness.CORRUPTIONS)
+    tables = [pd.read_csv(place) for place in places]
+    areas, wrong = ([robustness.areas(table, of).mean() for table in tables] for of in ("value", "ece"))
+    assert "areas is {:.3f} with half of the films augmented and {:.3f} with every film".format(*areas) in readme
+    assert "over all corruptions and levels {:.3f} and {:.3f}. Turned".format(*wrong) in readme
+    half, every = (100 * table.set_index(["kind", "level"])["value"] for table in tables)
+    steps = [("rotation", 20), ("crop", 0.2), ("darker", 0.35), ("low_contrast", 0.6), ("low_contrast", 0.8)]
+    words = (
+        "20 degrees {:.1f} % are right (every film {:.1f} %), cropped by a fifth {:.1f} ({:.1f}), darkened by 0.35 "
+        "{:.1f} ({:.1f}), with 0.6 of the contrast lost {:.1f} ({:.1f}), with 0.8 lost {:.1f} ({:.1f})"
+    )
+    assert words.format(*(number for step in steps for number in (half[step], every[step]))) in readme
+
+
 def test_what_the_readme_says_of_the_network_to_be_given_away_follows_from_its_answers():
     said_of_all = answers.read_predictions(PUBLISHED_FREE / answers.PREDICTIONS)
     card = answers.read_card(PUBLISHED_FREE)
