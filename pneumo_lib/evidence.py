@@ -44,6 +44,7 @@ VARIANTS = {  # of our recipe: folder of the seeds, and what differs
     "resnet18_s2d_short_no_mean_of_weights": "short, no running mean of weights",
     "resnet18_s2d_short_no_augmentation": "short, no augmentation",
     "resnet18_s2d_short_half_augmented": "short, half of the films augmented",
+    "resnet18_s2d_short_half_contrast": "short, half of the films augmented, contrast 0.2 to 1.8",
     "resnet18_s2d_short_no_mixup": "short, no mixup",
     "resnet18_s2d_short_mirrored": "short, test films also mirrored, averaged",
     "resnet18_s2d_short_denoising_first": "short, after 12 epochs in which the same layers learnt to denoise",

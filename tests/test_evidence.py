@@ -543,8 +543,7 @@ def test_what_the_readme_says_of_small_and_short_trainings_follows_from_the_publ
         f"Of `noisy_test` their seed 0 has {short} and {small} of 66 right where the whole recipe has {ours}." in readme
     )
     said_of_val = evidence.repeated(FIGURES, evidence.VALIDATION)
-    helped = "resnet18_s2d_short_half_augmented"
-    variants = [name for name in evidence.VARIANTS if name.startswith("resnet18_s2d_short_") and name != helped]
+    variants = [name for name in evidence.VARIANTS if name.startswith("resnet18_s2d_short_") and "half" not in name]
     compared = {name: evidence.paired(said_of_val, name, "resnet18_s2d_short") for name in variants}
     p = [table[table["seed"].isin((0, 1))]["p"].min() for table in compared.values()]
     assert "differs from `short` itself under any one seed (McNemar, every p > 0.1)" in readme
@@ -669,6 +668,30 @@ def test_what_the_readme_says_of_the_whole_recipe_with_half_augmented_follows_fr
     paths = sorted((FIGURES / evidence.SEEDS / half).glob("*/history.csv"))
     minutes = sorted(pd.read_csv(path)["seconds"].sum() / 60 for path in paths)
     assert "bfloat16, {:.0f} and {:.0f} minutes of two CPU cores".format(*minutes) in readme
+
+
+def test_what_the_readme_says_of_more_contrast_follows_from_the_published_answers():
+    readme, (more, half) = " ".join(README.split()), (f"resnet18_s2d_short_half_{n}" for n in ("contrast", "augmented"))
+    tables = [
+        pd.read_csv(FIGURES / evidence.ROBUSTNESS / f"val_short_half_{name}_seed_0.csv")
+        for name in ("contrast", "augmented")
+    ]
+    pale = [100 * table.set_index(["kind", "level"]).loc[("low_contrast", 0.8), "value"] for table in tables]
+    assert "lost 0.8 of their contrast it has {:.1f} % right instead of {:.1f} %".format(*pale) in readme
+    means = [robustness.areas(table).mean() for table in tables]
+    assert "the twelve areas is {:.3f} instead of {:.3f} (of a network".format(*means) in readme
+    facts = []
+    for file, protocol in ((evidence.VALIDATION, "val_0.5"), (evidence.VALIDATION, "val_0"), (None, "test_noise")):
+        table = evidence.paired(evidence.repeated(FIGURES, file or answers.PREDICTIONS), more, half)
+        (row,) = table[(table["protocol"] == protocol) & (table["seed"] == 0)].to_dict("records")
+        facts += [100 * row["difference"].value, row["p"]]
+    assert facts[0] < 0 < facts[2] and facts[4] < 0
+    words = (
+        "has {:.1f} points less of validation at noise 0.5 (p = {:.2f}; clean {:.1f} more, p = {:.2f}), and {:.1f} less"
+    )
+    assert words.format(*map(abs, facts)) in readme and f"less of test (p = {facts[5]:.2f})" in readme
+    history = pd.read_csv(FIGURES / evidence.SEEDS / more / "seed_0" / "history.csv")
+    assert f"(seed 0, {history['seconds'].sum() / 60:.0f} minutes in bfloat16)" in readme
 
 
 def test_what_the_readme_says_of_augmentation_follows_from_the_published_tables():
