@@ -60,7 +60,7 @@ VARIANTS = {  # of our recipe, one thing changed in each: what earns its cost
     "no mean of weights": {"ema": 0.0},
     "no augmentation": {"augmentation": Augmentation()},
     "half augmented": {"augmentation": HALF},
-    "half contrast": {"augmentation": replace(HALF, contrast=0.8)},  # 0.2 as it is, where half breaks first
+    "half contrast": {"augmentation": replace(HALF, contrast=0.8)},  # in HALF 0.2
     "CC BY": {"imbalance": "balanced", "epochs": 12, "augmentation": HALF},  # films under that licence, 71 with COVID19
     "CC BY augmented": {"imbalance": "balanced", "epochs": 12},
     "CC BY no augmentation": {"imbalance": "balanced", "epochs": 12, "augmentation": Augmentation()},

@@ -10,7 +10,7 @@ from pneumo_lib.systems import COVID
 PROMISED = 0.9  # coverage of the sets whose measured one `robustness.corrupted` tells
 
 
-def over_seeds(figures: Path, system: str = evidence.OURS) -> pd.DataFrame:
+def over_seeds(figures: Path) -> pd.DataFrame:
     """Calibration, abstention and sets of classes on test films; all of it was fixed on each seed's validation films.
 
     Args:
@@ -23,8 +23,8 @@ def over_seeds(figures: Path, system: str = evidence.OURS) -> pd.DataFrame:
         size_90 and so on, the mean number of classes in one.
     """
     said, rows = evidence.repeated(figures), []
-    for card in evidence.cards(figures)[system]:
-        own = said[(said["system"] == system) & (said["seed"] == card["seed"])]
+    for card in evidence.cards(figures)[evidence.OURS]:
+        own = said[(said["system"] == evidence.OURS) & (said["seed"] == card["seed"])]
         decision = chosen.of_card(card)  # for the answers as they are stored: after the temperature
         worth = answers.confidence(own, temperature=1.0, threshold=decision["threshold"]).set_index("protocol")
         before = answers.confidence(own, temperature=1 / card["decision"]["temperature"], threshold=0)
@@ -65,7 +65,7 @@ def _cells(table: pd.DataFrame, text: str) -> list[str]:
     return [text.format(**row) for row in table.to_dict("records")]
 
 
-def broken(figures: Path, system: str = evidence.OURS) -> pd.DataFrame:
+def broken(figures: Path) -> pd.DataFrame:
     """By corruption, the first level at which sets for PROMISED coverage hold the truth less often than that.
 
     That is where the whole Wilson interval of what they hold lies below it. One seed, test films.
@@ -74,14 +74,16 @@ def broken(figures: Path, system: str = evidence.OURS) -> pd.DataFrame:
         kind; kept, the last level before (NaN where none); level, or NaN where the promise holds at every level, and
         accuracy, ece, accuracy_90 and conformal_90 there, or at the worst level, as `robustness.corrupted` has them.
     """
-    table = pd.read_csv(figures / "systems" / COVID / system / robustness.CORRUPTIONS)
+    table = pd.read_csv(figures / "systems" / COVID / evidence.OURS / robustness.CORRUPTIONS)
     rows = []
     for kind, part in table.groupby("kind", sort=False):
         held = [metrics.wilson(round(share * n), int(n)).high for share, n in part[["conformal_90", "n"]].to_numpy()]
-        short = [k for k, high in enumerate(held) if high < PROMISED]
-        at = part.iloc[short[0] if short else -1]
-        kept = part["level"].iloc[short[0] - 1] if short and short[0] else None if short else part["level"].iloc[-1]
-        facts = {"kind": kind, "kept": kept, "level": at["level"] if short else None, "accuracy": at["value"]}
+        kept = next(
+            (k for k, high in enumerate(held) if high < PROMISED), len(held)
+        )  # levels before the first to break
+        at = part.iloc[min(kept, len(part) - 1)]
+        facts = {"kind": kind, "kept": part["level"].iloc[kept - 1] if kept else None}
+        facts |= {"level": at["level"] if kept < len(part) else None, "accuracy": at["value"]}
         rows.append(facts | {name: at[name] for name in ("ece", "accuracy_90", "conformal_90")})
     return pd.DataFrame(rows).astype({"kept": float, "level": float})
 

@@ -36,7 +36,10 @@ def _claimed(figures: Path, published: dict[str, Any], said: pd.DataFrame) -> It
         return
     noisy, folder, _ = found
     films = said[(said["system"] == evidence.SOURCE_FULL) & (said["protocol"] == "noisy_test")]
-    right, copied = films["label"] == films["predicted"], films["path"].isin(_copies(figures))
+    right, copied = (
+        films["label"] == films["predicted"],
+        films["path"].isin(pipeline.copies(read_pairs(figures / evidence.PAIRS))),
+    )
     n, seeds = films["seed"].nunique(), f"{noisy.seeds} seed{'s' * (noisy.seeds > 1)}"
     yield (
         f"**Claimed and found.** The source's system A, by its report, is right on {noisy.reported:.2%} of noisy films "
@@ -46,10 +49,6 @@ def _claimed(figures: Path, published: dict[str, Any], said: pd.DataFrame) -> It
         f"right on {right[copied].sum() / n:.0f} of those and on {right[~copied].sum() / n:.0f} of the other "
         f"{(~copied).sum() / n:.0f}."
     )
-
-
-def _copies(figures: Path) -> set[str]:
-    return pipeline.copies(read_pairs(figures / evidence.PAIRS))
 
 
 def _denoising(figures: Path) -> Iterator[str]:

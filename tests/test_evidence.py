@@ -543,11 +543,12 @@ def test_what_the_readme_says_of_small_and_short_trainings_follows_from_the_publ
         f"Of `noisy_test` their seed 0 has {short} and {small} of 66 right where the whole recipe has {ours}." in readme
     )
     said_of_val = evidence.repeated(FIGURES, evidence.VALIDATION)
-    variants = [name for name in evidence.VARIANTS if name.startswith("resnet18_s2d_short_") and "half" not in name]
+    helped = "resnet18_s2d_short_half_augmented"
+    variants = [name for name in evidence.VARIANTS if name.startswith("resnet18_s2d_short_") and name != helped]
     compared = {name: evidence.paired(said_of_val, name, "resnet18_s2d_short") for name in variants}
     p = [table[table["seed"].isin((0, 1))]["p"].min() for table in compared.values()]
     assert "differs from `short` itself under any one seed (McNemar, every p > 0.1)" in readme
-    assert len(p) == 8 and min(p) > 0.1
+    assert len(p) == 9 and min(p) > 0.1
     history = {name: pd.read_csv(FIGURES / evidence.SEEDS / name / "seed_0" / "history.csv") for name in variants}
     wide, behind = (history[f"resnet18_s2d_short_{name}"]["seconds"] for name in ("twice_as_wide", "behind_a_denoiser"))
     assert f"twice as wide {wide.min():.0f} s, behind a U-Net {behind.min():.0f} s, and that" in readme
@@ -783,7 +784,7 @@ def test_confidence_over_seeds_is_the_mean_of_what_each_seed_is_worth(tmp_path):
     for seed, wrong in enumerate(([], [0, 1, 2])):
         folder = place / f"seed_{seed}"
         folder.mkdir(parents=True)
-        said(wrong).drop(columns=["seed"], errors="ignore").to_csv(folder / answers.PREDICTIONS, index=False)
+        said(wrong).to_csv(folder / answers.PREDICTIONS, index=False)
         card = {"trial": "x", "system": "x", "classes": CLASSES, "seed": seed, "decision": decision}
         (folder / "model.json").write_text(json.dumps(card))
     (row,) = confidence.over_seeds(tmp_path).to_dict("records")
@@ -809,11 +810,8 @@ def test_a_promise_is_broken_where_its_whole_interval_lies_below(tmp_path):
     assert table["level"].fillna(-1).tolist() == [2, -1, 0] and table["kept"].fillna(-1).tolist() == [1, 3, -1]
     assert table["conformal_90"].tolist() == [0.85, 0.9, 0.8] and table["ece"].tolist() == [0.02, 0.03, 0.0]
     shown = confidence.readable_broken(table)
-    assert shown["corruption"].tolist() == ["turned", "noise", "paler"] and shown["broken at"].tolist() == [
-        "2",
-        "0",
-        "never",
-    ]
+    assert shown["corruption"].tolist() == ["turned", "noise", "paler"], "what holds to the end comes last"
+    assert shown["broken at"].tolist() == ["2", "0", "never"]
     assert shown["holds up to"].tolist() == ["1", "none", "3"]
 
 
