@@ -78,9 +78,8 @@ def broken(figures: Path) -> pd.DataFrame:
     rows = []
     for kind, part in table.groupby("kind", sort=False):
         held = [metrics.wilson(round(share * n), int(n)).high for share, n in part[["conformal_90", "n"]].to_numpy()]
-        kept = next(
-            (k for k, high in enumerate(held) if high < PROMISED), len(held)
-        )  # levels before the first to break
+        # how many levels come before the first that breaks the promise
+        kept = next((k for k, high in enumerate(held) if high < PROMISED), len(held))
         at = part.iloc[min(kept, len(part) - 1)]
         facts = {"kind": kind, "kept": part["level"].iloc[kept - 1] if kept else None}
         facts |= {"level": at["level"] if kept < len(part) else None, "accuracy": at["value"]}

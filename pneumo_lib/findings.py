@@ -36,10 +36,8 @@ def _claimed(figures: Path, published: dict[str, Any], said: pd.DataFrame) -> It
         return
     noisy, folder, _ = found
     films = said[(said["system"] == evidence.SOURCE_FULL) & (said["protocol"] == "noisy_test")]
-    right, copied = (
-        films["label"] == films["predicted"],
-        films["path"].isin(pipeline.copies(read_pairs(figures / evidence.PAIRS))),
-    )
+    right = films["label"] == films["predicted"]
+    copied = films["path"].isin(pipeline.copies(read_pairs(figures / evidence.PAIRS)))
     n, seeds = films["seed"].nunique(), f"{noisy.seeds} seed{'s' * (noisy.seeds > 1)}"
     yield (
         f"**Claimed and found.** The source's system A, by its report, is right on {noisy.reported:.2%} of noisy films "
