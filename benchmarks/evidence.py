@@ -51,27 +51,28 @@ from pneumo_lib.recipe import Augmentation, Recipe, Scale  # noqa: E402
 from pneumo_lib.systems import COVID, KERMANY, SYSTEMS  # noqa: E402
 
 OURS = SYSTEMS["resnet18_s2d"]
-HALF = replace(OURS.recipe.augmentation, share=0.5)
+EVERY = replace(OURS.recipe.augmentation, share=1.0)
 LARGE = {"widths": (64, 128, 192, 256)}
 VARIANTS = {  # of our recipe, one thing changed in each: what earns its cost
     "main": {},
     "balanced": {"imbalance": "balanced"},
     "no mixup": {"mixup": 0.0},
     "no mean of weights": {"ema": 0.0},
+    "neither": {"mixup": 0.0, "ema": 0.0},
+    "augmented": {"augmentation": EVERY},  # every film
     "no augmentation": {"augmentation": Augmentation()},
-    "half augmented": {"augmentation": HALF},
-    "half contrast": {"augmentation": replace(HALF, contrast=0.8)},  # in HALF 0.2
-    "CC BY": {"imbalance": "balanced", "epochs": 12, "augmentation": HALF},  # films under that licence, 71 with COVID19
-    "CC BY augmented": {"imbalance": "balanced", "epochs": 12},
+    "contrast": {"augmentation": replace(OURS.recipe.augmentation, contrast=0.8)},
+    "CC BY": {"imbalance": "balanced", "epochs": 12},  # films under that licence, of which 71 show COVID19
+    "CC BY augmented": {"imbalance": "balanced", "epochs": 12, "augmentation": EVERY},
     "CC BY no augmentation": {"imbalance": "balanced", "epochs": 12, "augmentation": Augmentation()},
 }
 LICENSED = tuple(name for name in VARIANTS if name.startswith("CC BY"))
 ROBUSTNESS = "robustness "  # begins the names of jobs that show a network corrupted films
-BEARING = ("main", "half augmented", "half contrast")  # short networks that are shown them
+BEARING = ("main", "augmented", "contrast")  # short networks that are shown them
 # what is also trained at 128 pixels
-SMALLER = ("main", "no augmentation", "half augmented", "no mixup", "no mean of weights")
+SMALLER = ("main", "augmented", "no augmentation", "no mixup", "no mean of weights")
 # and only for few epochs
-SHORT = ("half contrast", "denoising first", "no anti-aliasing", "behind a denoiser", "twice as wide")
+SHORT = ("neither", "contrast", "denoising first", "no anti-aliasing", "behind a denoiser", "twice as wide")
 WIDE = {"widths": (48, 96, 192, 384)}
 SMALL = {"short": 12, "small": OURS.recipe.epochs}  # how long variants at 128 pixels train, where no GPU is at hand
 FULL = (("cnn3", KERMANY), ("cnn4", KERMANY), ("resnet34", KERMANY), ("cnn5", KERMANY))
@@ -317,10 +318,11 @@ def jobs() -> dict[str, tuple[Callable[[Given], None], tuple[str, ...]]]:
             name = f"arms {network} {condition}"
             add(name, lambda g, n=network, c=condition: arm(g, n, c), range(seeds), "arms denoiser")
     add("behind the large U-Net", lambda g: recognise(g, "behind the large U-Net"), range(1), "large U-Net")
-    many = {"main": 5, "no augmentation": 3, "half augmented": 3}
+    many = {"main": 5, "augmented": 3, "no augmentation": 3, "contrast": 3}
     for variant in (name for name in VARIANTS if name not in LICENSED):
         add(variant, lambda g, variant=variant: recognise(g, variant), range(many.get(variant, 2)))
-    for split, variants in {"val": LICENSED, "test": ("main", "no augmentation", "half augmented", *LICENSED)}.items():
+    shown = {"val": ("main", "contrast", *LICENSED), "test": ("main", "augmented", "no augmentation", *LICENSED)}
+    for split, variants in shown.items():
         for variant in variants:
             work, seeds = functools.partial(bear, variant=variant, split=split), range(1 if variant in LICENSED else 3)
             add(f"{ROBUSTNESS}{split} {variant}", work, seeds, variant)
@@ -444,22 +446,7 @@ def worth(path: Path) -> int:
 
 # ---- to figures/ -----------------------------------------------------------------------------------------------------
 
-PUBLISHED = {  # jobs that become SYSTEM/seed_K
-    "main": evidence.OURS,
-    "source": evidence.SOURCE_FULL,
-    "source 23 + 10": evidence.SOURCE,
-    "balanced": evidence.BALANCED,
-    "no augmentation": "resnet18_s2d_no_augmentation",
-    "half augmented": "resnet18_s2d_half_augmented",
-    "no mixup": "resnet18_s2d_no_mixup",
-    "short mirrored": "resnet18_s2d_short_mirrored",
-} | {
-    f"{length} {name}": f"resnet18_s2d_{length}" + f"_{name.replace(' ', '_')}" * (name != "main")
-    for length in SMALL
-    for name in SMALLER + SHORT * (length == "short")
-}
-
-
+PUBLISHED = {"source": evidence.SOURCE_FULL, "source 23 + 10": evidence.SOURCE}  # other jobs are rows of our recipe
 DENOISERS = {"large U-Net": "unet_denoiser_large", "source": "autoencoder_full"}  # jobs whose denoisers are told
 
 
@@ -467,8 +454,8 @@ def publish(out: Path, figures: Path) -> None:
     """Copy the answers of the jobs that have ended to FIGURES/seeds and FIGURES/arms, and write what they say."""
     for done in sorted((out / "jobs").glob("*/DONE")):
         job, _, seed = done.parent.name.replace("_", " ").partition(":")
-        if job in PUBLISHED:
-            publish_seed(done.parent, figures / evidence.SEEDS / PUBLISHED[job] / f"seed_{seed}")
+        if row := row_of(job):
+            publish_seed(done.parent, figures / evidence.SEEDS / row / f"seed_{seed}")
         if job in DENOISERS:
             publish_denoiser(done.parent, figures / evidence.DENOISERS / DENOISERS[job] / f"seed_{seed}")
         if job == "sources":
@@ -485,6 +472,12 @@ def publish(out: Path, figures: Path) -> None:
                 table = pd.read_csv(done.parent / f"{arm_name}.csv")
                 write(figures / arms.FOLDER / network / f"{arm_name}_seed_{seed}.csv", table)
     publishing.publish_evidence(figures)
+
+
+def row_of(job: str) -> str:
+    """The folder of `evidence.SEEDS` for the answers of a job, "" where they are no row of a table."""
+    ours = "_".join([evidence.OURS, *(word for word in job.split() if word != "main")])
+    return ours if ours in {evidence.OURS, *evidence.VARIANTS} else PUBLISHED.get(job, "")
 
 
 def publish_denoiser(job: Path, place: Path) -> None:

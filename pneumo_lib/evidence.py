@@ -29,29 +29,30 @@ VALIDATION = "val.csv"
 MEAN = "mean of the seeds"
 OURS, SOURCE = "resnet18_s2d", "cnn2_on_autoencoder"
 SOURCE_FULL = f"{SOURCE}_full"  # trained as long as the source did
-BALANCED = f"{OURS}_balanced"
-VARIANTS = {  # of our recipe: folder of the seeds, and what differs
-    BALANCED: "classes drawn equally often",
-    "resnet18_s2d_no_augmentation": "no augmentation",
-    "resnet18_s2d_half_augmented": "half of the films augmented",
-    "resnet18_s2d_no_mixup": "no mixup",
-    "resnet18_s2d_small": "small: 128 px, 30 epochs",
-    "resnet18_s2d_small_no_augmentation": "small, no augmentation",
-    "resnet18_s2d_small_half_augmented": "small, half of the films augmented",
-    "resnet18_s2d_small_no_mixup": "small, no mixup",
-    "resnet18_s2d_small_no_mean_of_weights": "small, no running mean of weights",
-    "resnet18_s2d_short": "short: 128 px, 12 epochs",
-    "resnet18_s2d_short_no_mean_of_weights": "short, no running mean of weights",
-    "resnet18_s2d_short_no_augmentation": "short, no augmentation",
-    "resnet18_s2d_short_half_augmented": "short, half of the films augmented",
-    "resnet18_s2d_short_half_contrast": "short, half of the films augmented, contrast 0.2 to 1.8",
-    "resnet18_s2d_short_no_mixup": "short, no mixup",
-    "resnet18_s2d_short_mirrored": "short, test films also mirrored, averaged",
-    "resnet18_s2d_short_denoising_first": "short, after 12 epochs in which the same layers learnt to denoise",
-    "resnet18_s2d_short_no_anti-aliasing": "short, strides without averaging before them (no anti-aliasing)",
-    "resnet18_s2d_short_behind_a_denoiser": "short, the films cleaned by a U-Net",
-    "resnet18_s2d_short_twice_as_wide": "short, twice as wide",
+CHANGES = {  # to our recipe, by the name that folders have, and how tables tell them
+    "balanced": "classes drawn equally often",
+    "augmented": "every film augmented",
+    "no_augmentation": "no augmentation",
+    "contrast": "contrast 0.2 to 1.8",
+    "no_mixup": "no mixup",
+    "no_mean_of_weights": "no running mean of weights",
+    "neither": "neither mixup nor running mean of weights",
+    "mirrored": "test films also mirrored, averaged",
+    "denoising_first": "after as many epochs in which the same layers learnt to denoise",
+    "no_anti-aliasing": "strides without averaging before them (no anti-aliasing)",
+    "behind_a_denoiser": "the films cleaned by a U-Net",
+    "twice_as_wide": "twice as wide",
 }
+REDUCED = {"small": "128 px, 30 epochs", "short": "128 px, 12 epochs"}  # rows of less work, each with its changes
+VARIANTS = {f"{OURS}_{name}": told for name, told in CHANGES.items()}
+for _length, _told in REDUCED.items():
+    VARIANTS[f"{OURS}_{_length}"] = f"{_length}: {_told}"
+    VARIANTS |= {f"{OURS}_{_length}_{name}": f"{_length}, {told}" for name, told in CHANGES.items()}
+
+
+def reference(variant: str) -> str:
+    """The row that a variant is held against: the one of its size and length, or the recipe itself."""
+    return next((name for name in (f"{OURS}_{length}" for length in REDUCED) if variant.startswith(f"{name}_")), OURS)
 
 
 def repeated(figures: Path, file: str = PREDICTIONS) -> pd.DataFrame:
@@ -158,25 +159,6 @@ def always_wrong(said: pd.DataFrame) -> pd.DataFrame:
     """
     wrong = (said["label"] != said["predicted"]).groupby([said["path"], said["label"]]).all()
     return wrong[wrong].index.to_frame(index=False)
-
-
-def with_cut(said: pd.DataFrame, validation: pd.DataFrame, finding: str, wanted: float = 0.95) -> pd.DataFrame:
-    """The same answers under another rule: a finding is called wherever its probability passes a cut of its own.
-
-    The cut of each seed is the highest that still finds a share of the finding on its own validation films.
-
-    Args:
-        said: of one system, as `repeated` gives it. validation: of the same, under one protocol.
-        finding: name of the class. wanted: the share.
-    """
-    column, parts = f"p_{finding}", []
-    others = [name for name in said if name.startswith("p_") and name != column]
-    for seed, part in said.groupby("seed", sort=False):
-        own = validation[(validation["seed"] == seed) & (validation["label"] == finding)]
-        cut = np.sort(own[column])[int((1 - wanted) * len(own) + 1e-9)]
-        rest = np.array([name.removeprefix("p_") for name in others])[part[others].to_numpy().argmax(axis=1)]
-        parts.append(part.assign(predicted=np.where(part[column] >= cut, finding, rest)))
-    return pd.concat(parts)
 
 
 def paired(said: pd.DataFrame, first: str, second: str) -> pd.DataFrame:

@@ -26,46 +26,13 @@ def told_reruns(table: pd.DataFrame) -> str:
     return f"A rerun under another seed: {inside}. {told}\n"
 
 
-def told_cut(said: pd.DataFrame, validation: pd.DataFrame, finding: str = "COVID19") -> str:
-    """What `evidence.with_cut` makes of our network on noisy test films, in a sentence; means over seeds."""
-    ours = said[(said["system"] == evidence.OURS) & (said["protocol"] == "test_noise")]
-    own = validation[(validation["system"] == evidence.OURS) & (validation["protocol"] == "val_0.5")]
-    cut = evidence.with_cut(ours, own, finding)
-    known = f"on validation films {_recall(own, finding):.1%} are found without a cut"
-    gain = f"{_recall(ours, finding):.1%} to {_recall(cut, finding):.1%}"
-    right = [f"{(table['label'] == table['predicted']).mean():.1%}" for table in (ours, cut)]
-    return (
-        f"A cut for {finding} that finds 95 % of it on validation takes its recall on noisy test films from {gain}, "
-        f"the accuracy from {right[0]} to {right[1]}; {known}.\n"
-    )
-
-
-def told_mix(said: pd.DataFrame, validation: pd.DataFrame) -> str:
-    """Our network averaged with the one of the same seed that drew its classes equally often, in a sentence.
-
-    Half and half, which nothing chose; seeds that both have. The films are noisy.
-    """
-    told = []
-    for table, protocol in ((said, "test_noise"), (validation, "val_0.5")):
-        both = table[table["system"].isin([evidence.OURS, evidence.BALANCED]) & (table["protocol"] == protocol)]
-        both = both[both.groupby("seed")["system"].transform("nunique") == 2]
-        mixed = evidence.averaged(both.assign(system=both["seed"]))
-        alone = both[both["system"] == evidence.OURS]
-        told.append(f"{_by_class(mixed)} (without it {_by_class(alone)})")
-    names, seeds = " / ".join(sorted(both["label"].unique())), both["seed"].nunique()
-    return (
-        f"`{evidence.OURS}` averaged with the network that drew its classes equally often, seed by seed ({seeds}), "
-        f"accuracy and recall {names} on noisy films: test {told[0]}, validation {told[1]}.\n"
-    )
-
-
 def told_comparison(said: pd.DataFrame, source: str = evidence.SOURCE) -> str:
     """Our network against a source in a sentence: differences of the seeds' means and what the paired tests say."""
     table, parts = evidence.paired(said, evidence.OURS, source), []
     seeds = table.loc[table["seed"] != evidence.MEAN, "seed"].unique()
     for protocol, part in table.groupby("protocol", sort=False):
         mean, single = part[part["seed"] == evidence.MEAN].iloc[0], part[part["seed"] != evidence.MEAN]
-        p = "p < 0.001" if mean["p"] < 0.0005 else f"p = {mean['p']:.3f}"
+        p = _chance(mean["p"])
         sure = f"; below 0.05 for {(single['p'] < 0.05).sum()} of {len(single)} single seeds" * (len(seeds) > 1)
         parts.append(f"{protocol} {mean['difference'].percent()} ({p}{sure})")
     which = "seeds averaged" if len(seeds) > 1 else f"seed {seeds[0]}"
@@ -96,8 +63,13 @@ def told_errors(said: pd.DataFrame) -> str:
     return f"Errors of `{evidence.OURS}` that no seed avoids: {'; '.join(parts)}.\n"
 
 
+SHOWN = {"noise 0.5": ("val_0.5", "test_noise"), "clean": ("val_0", "clean")}  # protocols of validation and test
+
+
 def readable_ablation(validation: pd.DataFrame, said: pd.DataFrame, epochs: dict[str, str]) -> pd.DataFrame:
     """`evidence.ablation` of our recipe and its variants as texts; accuracies on test films, beside it, chose nothing.
+
+    In brackets what `differences` says.
 
     Args:
         epochs: as `evidence.fastest_epochs` gives them.
@@ -105,18 +77,50 @@ def readable_ablation(validation: pd.DataFrame, said: pd.DataFrame, epochs: dict
     names = {evidence.OURS: "as it is"} | evidence.VARIANTS
     chosen = evidence.ablation(validation, list(names))
     tested = said.groupby(["system", "protocol"]).apply(lambda part: _right(part).mean(), include_groups=False)
+    apart = pd.concat([differences(validation), differences(said)]).set_index(["system", "protocol"])["told"]
     rows = []
     for name, told in names.items():
         part = chosen[chosen["system"] == name].set_index("protocol")
         if len(part):
             row = {"recipe": told, "seeds": str(part["seeds"].iloc[0])}
-            for title, protocol in (("noise 0.5", "val_0.5"), ("clean", "val_0")):
-                row[f"validation, {title}"] = "{accuracy:.1%}, log loss {loss:.3f}".format(**part.loc[protocol])
-            for title, protocol in (("noise 0.5", "test_noise"), ("clean", "clean")):
-                row[f"test, {title}"] = f"{tested[name, protocol]:.1%}"
+            for title, (protocol, _) in SHOWN.items():
+                facts, told_apart = part.loc[protocol], apart.get((name, protocol), "")
+                row[f"validation, {title}"] = f"{facts['accuracy']:.1%}{told_apart}, log loss {facts['loss']:.3f}"
+            for title, (_, protocol) in SHOWN.items():
+                row[f"test, {title}"] = f"{tested[name, protocol]:.1%}{apart.get((name, protocol), '')}"
             row["fastest epoch"] = epochs[name]
             rows.append(row)
     return pd.DataFrame(rows)
+
+
+def differences(said: pd.DataFrame) -> pd.DataFrame:
+    """Every variant of our recipe against its `evidence.reference`, over the seeds that both have: `evidence.paired`.
+
+    Args:
+        said: as `evidence.repeated` gives it; of films of test the seeds' answers are averaged, of validation, whose
+            films differ between seeds, this is nearly all of them together.
+
+    Returns:
+        system, protocol, difference (Estimate), p, told (both in brackets); nothing of a variant that shares no seed.
+    """
+    rows, seeds = [], said.groupby("system")["seed"].agg(set).to_dict()
+    for name in evidence.VARIANTS:
+        if not seeds.get(name, set()) & seeds.get(evidence.reference(name), set()):
+            continue
+        table = evidence.paired(said, name, evidence.reference(name))
+        for row in table[table["seed"] == evidence.MEAN].to_dict("records"):
+            told = f" ({row['difference'].value:+z.1%}, {_chance(row['p'])})"
+            rows.append({"system": name, "told": told} | {key: row[key] for key in ("protocol", "difference", "p")})
+    return pd.DataFrame(rows, columns=["system", "protocol", "difference", "p", "told"])
+
+
+def told_variants(validation: pd.DataFrame) -> str:
+    """How many of the tests behind the variants' table are below 0.05, beside how many chance alone would give."""
+    p = differences(validation)["p"]
+    return (
+        f"Of these {len(p)} tests on validation films {(p < 0.05).sum()} have p < 0.05, where chance alone would give "
+        f"{0.05 * len(p):.0f}; none is corrected for their number.\n"
+    )
 
 
 def readable_robustness(figures: Path) -> pd.DataFrame:
@@ -203,14 +207,8 @@ def _quality(row: dict[str, float]) -> str:
     )
 
 
-def _recall(said: pd.DataFrame, finding: str) -> float:
-    return float(_right(said[said["label"] == finding]).mean())
-
-
-def _by_class(said: pd.DataFrame) -> str:
-    """Accuracy, and recall by class."""
-    recalls = _right(said).groupby(said["label"]).mean()
-    return f"{_right(said).mean():.1%}, {' / '.join(f'{value:.1%}' for value in recalls)}"
+def _chance(p: float) -> str:
+    return "p < 0.001" if p < 0.0005 else f"p = {p:.3f}"
 
 
 def _right(said: pd.DataFrame) -> pd.Series:

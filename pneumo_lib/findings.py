@@ -11,6 +11,7 @@ from pneumo_lib import arms, claims, evidence, pipeline, runtime
 from pneumo_lib.data.audit import read_pairs
 
 AIMS = {"test_noise": 0.965, "clean": 0.975}  # accuracies that our network was to reach
+RECALLS = {"COVID19": 0.95, "NORMAL": 0.95, "PNEUMONIA": 0.96}  # and recalls, under noise
 LEVEL = 0.5  # of gaussian noise, the source's
 
 
@@ -77,11 +78,13 @@ def _ours(said: pd.DataFrame) -> Iterator[str]:
         return
     noisy, clean = (rows.loc[protocol] for protocol in AIMS)
     aims = " and ".join(f"{aim:.1%}" for aim in AIMS.values())
-    label, recall = min(noisy["recall"].items(), key=lambda one: one[1])
+    found = " / ".join(f"{noisy['recall'][name]:.1%}" for name in RECALLS)
+    wanted = " / ".join(f"{aim:.0%}" for aim in RECALLS.values())
     yield (
         f"**Better.** `{evidence.OURS}` reads noisy films without a denoiser: it is right on "
         f"{noisy['accuracy'].percent()} of them and on {clean['accuracy'].percent()} of the clean ones (mean of "
-        f"{noisy['seeds']} seeds). Aimed at were {aims}. Under noise it finds {recall:.1%} of {label}."
+        f"{noisy['seeds']} seeds). Aimed at were {aims}. Under noise it finds {found} of "
+        f"{' / '.join(RECALLS)}, where {wanted} were aimed at."
     )
 
 

@@ -24,8 +24,9 @@ TITLES = {
 }
 SEEDS_HEAD = "Each system over its seeds (weights, order, noise and validation split differ), test films:\n"
 VARIANTS_HEAD = (
-    "Variants of the recipe of `resnet18_s2d`, means over seeds, one thing changed in each; rows of one size and "
-    "length (those named small, those named short) are to be held against each other:\n"
+    "Variants of the recipe of `resnet18_s2d`, means over seeds, one thing changed in each; in brackets, over the "
+    "seeds that both have, the difference from the recipe of the same size and length (of the rows small and short "
+    "from the whole recipe) and the p of the exact McNemar test:\n"
 )
 ROBUSTNESS_HEAD = (
     "What augmentation is worth under corruption: three networks made of films that may be given away (12 epochs, "
@@ -239,9 +240,8 @@ def evidence_texts(target: Path) -> dict[str, str]:
     validation = evidence.repeated(target, evidence.VALIDATION)
     parts += [
         tables["variants"],
+        evidence_text.told_variants(validation),
         evidence_text.told_errors(said),
-        evidence_text.told_cut(said, validation),
-        evidence_text.told_mix(said, validation),
         ROBUSTNESS_HEAD,
         tables["robustness"],
         CONFIDENCE_HEAD,

@@ -170,7 +170,7 @@ def test_a_network_is_shown_corrupted_films_of_the_set_that_it_was_made_of(tmp_p
     places = {
         "CC_BY:0/systems/films/net": "val CC BY:0",
         "no_augmentation:0": "test no augmentation:0",
-        "short_half_contrast:0": "val short half contrast:0",
+        "short_contrast:0": "val short contrast:0",
     }
     for place, job in places.items():
         (jobs / place).mkdir(parents=True)
@@ -180,8 +180,30 @@ def test_a_network_is_shown_corrupted_films_of_the_set_that_it_was_made_of(tmp_p
     assert asked == [
         (("chest_xray_covid_free", 256), "CC_BY:0/systems/films/net", "val"),
         (("chest_xray_covid", 256), "no_augmentation:0", "test"),
-        (("chest_xray_covid", 128), "short_half_contrast:0", "val"),
+        (("chest_xray_covid", 128), "short_contrast:0", "val"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("job", "row"),
+    [
+        ("main", "resnet18_s2d"),
+        ("short main", "resnet18_s2d_short"),
+        ("small no augmentation", "resnet18_s2d_small_no_augmentation"),
+        ("source", "cnn2_on_autoencoder_full"),
+        ("CC BY", ""),
+        ("behind the large U-Net", ""),
+    ],
+)
+def test_a_job_is_the_row_of_its_name(job, row):
+    assert trainings.row_of(job) == row
+
+
+def test_every_variant_of_our_recipe_is_a_row_of_its_table():
+    variants = [name for name in trainings.VARIANTS if name not in trainings.LICENSED]
+    rows = {trainings.row_of(name) for name in variants}
+    rows |= {trainings.row_of(f"short {name}") for name in (*trainings.SMALLER, *trainings.SHORT, "mirrored")}
+    assert "" not in rows and len(rows) == len(variants) + len(trainings.SMALLER) + len(trainings.SHORT) + 1
 
 
 def test_what_networks_bear_is_published_by_the_name_of_their_job(tmp_path, monkeypatch):
