@@ -72,7 +72,7 @@ BEARING = ("main", "augmented", "contrast")  # short networks that are shown the
 # what is also trained at 128 pixels
 SMALLER = ("main", "augmented", "no augmentation", "no mixup", "no mean of weights")
 # and only for few epochs
-SHORT = ("neither", "contrast", "denoising first", "no anti-aliasing", "behind a denoiser", "twice as wide")
+SHORT = ("balanced", "neither", "contrast", "denoising first", "no anti-aliasing", "behind a denoiser", "twice as wide")
 WIDE = {"widths": (48, 96, 192, 384)}
 SMALL = {"short": 12, "small": OURS.recipe.epochs}  # how long variants at 128 pixels train, where no GPU is at hand
 FULL = (("cnn3", KERMANY), ("cnn4", KERMANY), ("resnet34", KERMANY), ("cnn5", KERMANY))

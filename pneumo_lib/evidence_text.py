@@ -11,6 +11,7 @@ AUGMENTED = {  # tables of evidence.ROBUSTNESS, of networks that differ in this,
     "half of them": "val_CC_BY",
     "none": "val_CC_BY_no_augmentation",
 }
+SHOWN = {"noise 0.5": ("val_0.5", "test_noise"), "clean": ("val_0", "clean")}  # protocols of validation and test
 
 
 def told_reruns(table: pd.DataFrame) -> str:
@@ -61,9 +62,6 @@ def told_errors(said: pd.DataFrame) -> str:
             f"on {_right(together).mean():.1%}"
         )
     return f"Errors of `{evidence.OURS}` that no seed avoids: {'; '.join(parts)}.\n"
-
-
-SHOWN = {"noise 0.5": ("val_0.5", "test_noise"), "clean": ("val_0", "clean")}  # protocols of validation and test
 
 
 def readable_ablation(validation: pd.DataFrame, said: pd.DataFrame, epochs: dict[str, str]) -> pd.DataFrame:

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 import readme
 from test_report import header, page, png, run, shown, write
 
-from pneumo_lib import report, report_language
+from pneumo_lib import evidence, report, report_language
 from pneumo_lib.report_language import Language, mark, read_prose, retell
 
 ROOT = Path(__file__).parents[1]
@@ -166,6 +166,11 @@ def test_the_readme_holds_what_is_published_in_its_language(edition):
     marked = re.findall(r"^<!-- figures/(\w+)\.md -->$", text, flags=re.M)
     assert marked == ["findings", "results", "evidence", "claims", "systems"]
     assert readme.carried(edition, text, ROOT / "figures") == text, "old: run python benchmarks/readme.py"
+
+
+def test_every_row_that_the_table_of_variants_may_have_has_a_translation():
+    rows = readme.translated("evidence", "".join(f"| {told} |\n" for told in evidence.VARIANTS.values())).splitlines()
+    assert len(set(rows)) == len(evidence.VARIANTS) and all(map(HAN.search, rows))
 
 
 def test_new_figures_are_carried_into_both_editions_and_what_has_no_translation_is_named(tmp_path):

@@ -529,11 +529,18 @@ def test_what_the_readme_says_of_each_part_of_our_recipe_follows_from_the_publis
     told = evidence_text.differences(val).set_index(["system", "protocol"])
     sure = told[told["p"] < 0.05]
     every = [f"{ours}_augmented", f"{ours}_small_augmented", f"{ours}_short_augmented"]
-    assert {*sure.index.get_level_values("system")} == {*every}
+    drawn = f"{ours}_short_balanced"
+    assert {*sure.index.get_level_values("system")} == {
+        *every,
+        drawn,
+    } and "other tests on validation have p > 0.05" in readme
     assert all(difference.value < 0 for difference in sure["difference"])
     lost = [(-100 * row["difference"].value, row["p"]) for row in (told.loc[(name, "val_0.5")] for name in every)]
-    words = "at noise 0.5 {:.1f} points worse than the whole recipe (p = {:.2f}, worse under each of three seeds), at"
+    words = "augmented are {:.1f} points worse than the whole recipe (p = {:.2f}, worse under each of three seeds), at"
     assert words.format(*lost[0]) in readme
+    noisy, clean = (told.loc[(drawn, name)] for name in ("val_0.5", "val_0"))
+    facts = -100 * noisy["difference"].value, noisy["p"], -100 * clean["difference"].value, clean["p"]
+    assert "{:.1f} points worse at noise 0.5 (p = {:.3f}), {:.1f} clean (p = {:.2f})".format(*facts) in readme
     words = "at 128 pixels {:.1f} and {:.1f} (small and short, p = {:.2f} and {:.3f})"
     assert words.format(lost[1][0], lost[2][0], lost[1][1], lost[2][1]) in readme
     single = evidence.paired(val, every[0], ours).query("protocol == 'val_0.5' and seed != @evidence.MEAN")
@@ -565,11 +572,20 @@ def test_what_the_readme_says_of_each_part_of_our_recipe_follows_from_the_publis
 
 def test_what_the_readme_says_of_more_contrast_follows_from_the_published_tables():
     readme, place = " ".join(README.split()), FIGURES / evidence.ROBUSTNESS
-    more, as_it_is = (pd.read_csv(place / f"val_short_{name}_seed_0.csv") for name in ("contrast", "main"))
-    pale = [100 * t.set_index(["kind", "level"]).loc[("low_contrast", 0.8), "value"] for t in (more, as_it_is)]
-    assert "lost 0.8 of their contrast {:.1f} % are right instead of {:.1f} % (seed 0)".format(*pale) in readme
-    means = [robustness.areas(table).mean() for table in (more, as_it_is)]
-    assert "mean of the twelve areas of {:.3f} instead of {:.3f}".format(*means) in readme
+    tables = [
+        pd.read_csv(place / f"val_{name}.csv")
+        for name in ("contrast_seed_2", "main_seed_2", "short_contrast_seed_0", "short_main_seed_0")
+    ]
+    pale = [100 * table.set_index(["kind", "level"]).loc[("low_contrast", 0.8), "value"] for table in tables[:2]]
+    assert "lost 0.8 of their contrast the whole recipe has {:.1f} % right instead of {:.1f} %".format(*pale) in readme
+    means = [robustness.areas(table).mean() for table in tables]
+    words = "twelve areas of {:.3f} instead of {:.3f} (seed 2; short, seed 0: {:.3f} and {:.3f})"
+    assert words.format(*means) in readme
+    told = evidence_text.differences(evidence.repeated(FIGURES)).set_index(["system", "protocol"])
+    clean = told.loc[(f"{evidence.OURS}_contrast", "clean")]
+    assert f"have {-100 * clean['difference'].value:.1f} points less right (p = {clean['p']:.3f})" in readme
+    cards = evidence.cards(FIGURES)
+    assert [len(cards[f"{evidence.OURS}_{name}"]) for name in ("contrast", "short_contrast")] == [1, 2]
 
 
 def test_what_the_readme_says_of_augmentation_follows_from_the_published_tables():
