@@ -581,7 +581,7 @@ def test_what_the_readme_says_of_more_contrast_follows_from_the_published_tables
         for name in ("contrast_seed_2", "main_seed_2", "short_contrast_seed_0", "short_main_seed_0")
     ]
     pale = [100 * table.set_index(["kind", "level"]).loc[("low_contrast", 0.8), "value"] for table in tables[:2]]
-    assert "lost 0.8 of their contrast the whole recipe has {:.1f} % right instead of {:.1f} %".format(*pale) in readme
+    assert "lost 0.8 of theirs the whole recipe has {:.1f} % right instead of {:.1f} %".format(*pale) in readme
     means = [robustness.areas(table).mean() for table in tables]
     words = "twelve areas of {:.3f} instead of {:.3f} (seed 2; short, seed 0: {:.3f} and {:.3f})"
     assert words.format(*means) in readme
