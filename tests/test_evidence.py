@@ -560,11 +560,12 @@ def test_what_the_readme_says_of_each_part_of_our_recipe_follows_from_the_publis
     ]
     assert "an epoch takes {:.0f} s, twice as wide {:.0f} s, behind a U-Net {:.0f} s".format(*fastest) in readme
     minutes = {
-        name: [seconds.sum() / 60 for path, seconds in history.items() if path.parent.parent.name == f"{ours}_{name}"]
-        for name in ("small", "short")
+        name: [seconds.sum() / 60 for path, seconds in history.items() if path.parent.parent.name == name]
+        for name in (ours, f"{ours}_small", f"{ours}_short")
     }
-    low, high = min(minutes["short"]), max(minutes["short"])
-    assert f"with 30 epochs ({minutes['small'][0]:.0f} minutes) or 12 ({low:.0f} to {high:.0f} minutes)" in readme
+    whole, (small,), short = minutes.values()
+    assert f"in bfloat16, {min(whole):.0f} to {max(whole):.0f} minutes by machine" in readme
+    assert f"with 30 epochs ({small:.0f} minutes) or 12 ({min(short):.0f} to {max(short):.0f} minutes)" in readme
     folder = test[test["system"].isin([f"{ours}_small", f"{ours}_short"]) & (test["protocol"] == "noisy_test")]
     right = (folder["label"] == folder["predicted"]).groupby([folder["system"], folder["seed"]]).sum()
     assert {*right} == {65, 66} and "they have 65 or 66 of 66 right" in readme
