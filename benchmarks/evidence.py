@@ -58,7 +58,7 @@ VARIANTS = {  # of our recipe, one thing changed in each: what earns its cost
     "balanced": {"imbalance": "balanced"},
     "no mixup": {"mixup": 0.0},
     "no mean of weights": {"ema": 0.0},
-    "neither": {"mixup": 0.0, "ema": 0.0},
+    "no mean nor mixup": {"mixup": 0.0, "ema": 0.0},
     "augmented": {"augmentation": EVERY},  # every film
     "no augmentation": {"augmentation": Augmentation()},
     "contrast": {"augmentation": replace(OURS.recipe.augmentation, contrast=0.8)},
@@ -72,7 +72,8 @@ BEARING = ("main", "augmented", "contrast")  # short networks that are shown the
 # what is also trained at 128 pixels
 SMALLER = ("main", "augmented", "no augmentation", "no mixup", "no mean of weights")
 # and only for few epochs
-SHORT = ("balanced", "neither", "contrast", "denoising first", "no anti-aliasing", "behind a denoiser", "twice as wide")
+SHORT = ("balanced", "no mean nor mixup", "contrast", "denoising first", "no anti-aliasing", "behind a denoiser")
+SHORT += ("twice as wide",)
 WIDE = {"widths": (48, 96, 192, 384)}
 SMALL = {"short": 12, "small": OURS.recipe.epochs}  # how long variants at 128 pixels train, where no GPU is at hand
 FULL = (("cnn3", KERMANY), ("cnn4", KERMANY), ("resnet34", KERMANY), ("cnn5", KERMANY))

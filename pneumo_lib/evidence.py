@@ -36,7 +36,7 @@ CHANGES = {  # to our recipe, by the name that folders have, and how tables tell
     "contrast": "contrast 0.2 to 1.8",
     "no_mixup": "no mixup",
     "no_mean_of_weights": "no running mean of weights",
-    "neither": "neither mixup nor running mean of weights",
+    "no_mean_nor_mixup": "neither mixup nor running mean of weights",
     "mirrored": "test films also mirrored, averaged",
     "denoising_first": "after as many epochs in which the same layers learnt to denoise",
     "no_anti-aliasing": "strides without averaging before them (no anti-aliasing)",
@@ -176,6 +176,25 @@ def paired(said: pd.DataFrame, first: str, second: str) -> pd.DataFrame:
         rows.append(answers.disagreements(ordered).assign(seed=seed))
     kept = ["protocol", "seed", "difference", "only_first", "only_second", "p"]
     return pd.concat(rows, ignore_index=True)[kept].sort_values("protocol", kind="stable", ignore_index=True)
+
+
+def differences(said: pd.DataFrame) -> pd.DataFrame:
+    """Every variant of our recipe against its `reference`, over the seeds that both have, by `paired`.
+
+    Args:
+        said: as `repeated` gives it; of test films the seeds' answers are averaged, of validation films, which differ
+            between seeds, these are nearly all of them together.
+
+    Returns:
+        system, protocol, difference (Estimate), p; nothing of a variant that shares no seed.
+    """
+    parts, seeds = [], said.groupby("system")["seed"].agg(set).to_dict()
+    for name in VARIANTS:
+        if seeds.get(name, set()) & seeds.get(reference(name), set()):
+            table = paired(said, name, reference(name))
+            parts.append(table[table["seed"] == MEAN].assign(system=name))
+    columns = ["system", "protocol", "difference", "p"]
+    return pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns)
 
 
 def ablation(validation: pd.DataFrame, systems: Sequence[str]) -> pd.DataFrame:

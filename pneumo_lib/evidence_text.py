@@ -67,7 +67,7 @@ def told_errors(said: pd.DataFrame) -> str:
 def readable_ablation(validation: pd.DataFrame, said: pd.DataFrame, epochs: dict[str, str]) -> pd.DataFrame:
     """`evidence.ablation` of our recipe and its variants as texts; accuracies on test films, beside it, chose nothing.
 
-    In brackets what `differences` says.
+    In brackets what `evidence.differences` says.
 
     Args:
         epochs: as `evidence.fastest_epochs` gives them.
@@ -75,7 +75,10 @@ def readable_ablation(validation: pd.DataFrame, said: pd.DataFrame, epochs: dict
     names = {evidence.OURS: "as it is"} | evidence.VARIANTS
     chosen = evidence.ablation(validation, list(names))
     tested = said.groupby(["system", "protocol"]).apply(lambda part: _right(part).mean(), include_groups=False)
-    apart = pd.concat([differences(validation), differences(said)]).set_index(["system", "protocol"])["told"]
+    apart = {
+        (row["system"], row["protocol"]): f" ({row['difference'].value:+z.1%}, {_chance(row['p'])})"
+        for row in pd.concat(map(evidence.differences, (validation, said))).to_dict("records")
+    }
     rows = []
     for name, told in names.items():
         part = chosen[chosen["system"] == name].set_index("protocol")
@@ -91,30 +94,9 @@ def readable_ablation(validation: pd.DataFrame, said: pd.DataFrame, epochs: dict
     return pd.DataFrame(rows)
 
 
-def differences(said: pd.DataFrame) -> pd.DataFrame:
-    """Every variant of our recipe against its `evidence.reference`, over the seeds that both have: `evidence.paired`.
-
-    Args:
-        said: as `evidence.repeated` gives it; of films of test the seeds' answers are averaged, of validation, whose
-            films differ between seeds, this is nearly all of them together.
-
-    Returns:
-        system, protocol, difference (Estimate), p, told (both in brackets); nothing of a variant that shares no seed.
-    """
-    rows, seeds = [], said.groupby("system")["seed"].agg(set).to_dict()
-    for name in evidence.VARIANTS:
-        if not seeds.get(name, set()) & seeds.get(evidence.reference(name), set()):
-            continue
-        table = evidence.paired(said, name, evidence.reference(name))
-        for row in table[table["seed"] == evidence.MEAN].to_dict("records"):
-            told = f" ({row['difference'].value:+z.1%}, {_chance(row['p'])})"
-            rows.append({"system": name, "told": told} | {key: row[key] for key in ("protocol", "difference", "p")})
-    return pd.DataFrame(rows, columns=["system", "protocol", "difference", "p", "told"])
-
-
 def told_variants(validation: pd.DataFrame) -> str:
     """How many of the tests behind the variants' table are below 0.05, beside how many chance alone would give."""
-    p = differences(validation)["p"]
+    p = evidence.differences(validation)["p"]
     return (
         f"Of these {len(p)} tests on validation films {(p < 0.05).sum()} have p < 0.05, where chance alone would give "
         f"{0.05 * len(p):.0f}; none is corrected for their number.\n"

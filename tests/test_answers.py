@@ -175,6 +175,9 @@ def test_comparisons_and_accuracies_of_the_published_predictions_agree():
 def test_what_the_readme_says_of_our_network_for_noisy_films_follows_from_its_published_answers():
     own = FIGURES / "systems" / "chest_xray_covid" / "resnet18_s2d"
     both = pd.concat([answers.read_predictions(path / answers.PREDICTIONS) for path in (FIGURES, own)])
+    assert answers.read_predictions(own / answers.PREDICTIONS).equals(
+        answers.read_predictions(FIGURES / evidence.SEEDS / evidence.OURS / "seed_0" / answers.PREDICTIONS)
+    ), "the row is seed 0 of the three"
     compared = answers.disagreements(both)
     pair = compared[(compared["first"] == "cnn2_on_unet_denoiser") & (compared["second"] == "resnet18_s2d")]
     p = pair.set_index("protocol")["p"]
