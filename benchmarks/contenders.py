@@ -173,6 +173,8 @@ class Monai(Tuned):
 class Ours:
     """This library: films decoded once into a memory-mapped array, and its training loop."""
 
+    graphs = False
+
     def __init__(self, task: str, data: Path, size: int) -> None:
         kept = tempfile.mkdtemp(prefix="cache-", dir=data.parent)
         films = cache.load(folder.scan(data), image_size=size, cache_dir=kept)
@@ -184,7 +186,8 @@ class Ours:
             network, step = models.build("cnn2", image_size=size, n_classes=CLASSES), steps.ClassificationStep(denoiser)
         recipe = Recipe(epochs=1000, batch_size=BATCH, lr=LR)
         noise = steps.Corruption("gaussian", SIGMA)
-        self.loop = training.Loop(network, training.Task(step, given, given, noise, recipe, seed=0), Path(kept, "run"))
+        made = training.Task(step, given, given, noise, recipe, seed=0)
+        self.loop = training.Loop(network, made, Path(kept, "run"), graphs=self.graphs)
         self.epoch, self.count = 0, len(given)
 
     def turn(self) -> int:
@@ -202,13 +205,19 @@ class OursUnkept(Ours):
         super().__init__(*given)
 
 
+class OursRecorded(Ours):
+    """This library on a GPU, its steps recorded once and replayed."""
+
+    graphs = True
+
+
 CONTENDERS = {
     "ours": Ours,
     "plain loop": Plain,
     "tuned loop": Tuned,
     "Lightning": Lightning,
     "MONAI": Monai,
-    "ours, memory not kept": OursUnkept,
+    **({"ours, recorded": OursRecorded} if torch.cuda.is_available() else {"ours, memory not kept": OursUnkept}),
 }
 
 

@@ -5,7 +5,8 @@
 
 Prints seconds and films per second of decoding, denoiser and classifier training (validation and stored states
 included), then `speed` for the same tasks on the same machine. With --out both go into files there. --profile also says
-what the steps of each training spend their time on, and how much of it a GPU is at work.
+what the steps of each training spend their time on, and how much of it a GPU is at work. --graphs trains by steps that
+are recorded once and replayed (`pneumo_lib.replay`), on a GPU; --profile then looks at both kinds.
 """
 
 import argparse
@@ -75,20 +76,25 @@ def run(data: Path, kept: Path, given: argparse.Namespace) -> list[dict]:
     ):
         task = training.Task(make(), train, val, steps.Corruption("gaussian", SIGMA), recipe, seed=0, name=name)
         with timed(rows, f"{name}: {given.epochs} epochs", len(train) * given.epochs) as row:
-            fitted = training.fit(network, task, kept / name.partition(",")[0])
+            fitted = training.fit(network, task, kept / name.partition(",")[0], graphs=given.graphs)
             row["validation"] = f"{fitted.history['val_score'].iloc[-1]:.3f}"
-        if given.profile:
-            print(f"{name}: {profile(network, task, kept / 'profile' / name.partition(',')[0])}", flush=True)
+        for graphs in (False, True)[: given.profile * (1 + given.graphs)]:
+            place = kept / f"profile_{graphs}" / name.partition(",")[0]
+            print(f"{name}{', recorded' * graphs}: {profile(network, task, place, graphs=graphs)}", flush=True)
         floor = roofline.floor(network.to("cpu"), given.size, machine)["films/s"]
         rows[-1]["share of the floor"] = f"{rows[-1]['films/s'] / floor:.0%}"
     rows.append({"phase": "all", "seconds": round(sum(row["seconds"] for row in rows), 1)})
     return rows
 
 
-def profile(network: nn.Module, task: training.Task, place: Path, films: int = 20 * BATCH) -> str:
-    """Milliseconds of a training step by the clock and by what the device works, and its dearest operators."""
+def profile(network: nn.Module, task: training.Task, place: Path, films: int = 20 * BATCH, *, graphs: bool) -> str:
+    """Milliseconds of a training step by the clock and by what the device works, and its dearest operators.
+
+    On a CPU to be watched costs more than time: what the profiler keeps splits the memory that large blocks come back
+    to, and page faults are charged to whoever writes first. Only the clock is to be believed there.
+    """
     few = replace(task, train=task.train.draw(films, seed=0))
-    loop = training.Loop(network, few, place)
+    loop = training.Loop(network, few, place, graphs=graphs)
     loop.train(1)  # warms up
     count, gpu = math.ceil(len(few.train) / BATCH), torch.cuda.is_available()
     kinds = [torch.profiler.ProfilerActivity.CPU] + [torch.profiler.ProfilerActivity.CUDA] * gpu
@@ -113,6 +119,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=SIZE, help="side of the films that the networks see")
     parser.add_argument("--rounds", type=int, default=3, help="of the comparison; 0 leaves it out")
     parser.add_argument("--speed-films", type=int, default=0, help="of each task of the comparison")
+    parser.add_argument("--graphs", action="store_true", help="record steps once and replay them, on a GPU")
     parser.add_argument("--profile", action="store_true", help="print where the time of each training goes")
     parser.add_argument("--out", default="", help="folder for recipe.json and the files of speed.py")
     given = parser.parse_args()
@@ -129,7 +136,8 @@ def main() -> None:
     )
     if given.out:
         Path(given.out).mkdir(parents=True, exist_ok=True)
-        Path(given.out, "recipe.json").write_text(json.dumps({"device": runtime.device_name(), "rows": rows}, indent=1))
+        written = {"device": runtime.device_name(), "graphs": given.graphs, "rows": rows}
+        Path(given.out, "recipe.json").write_text(json.dumps(written, indent=1))
     if given.rounds:
         sys.argv = [
             "speed.py",

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
-from torchmetrics.functional.image import peak_signal_noise_ratio
 
 from pneumo_lib import noise
 
@@ -86,9 +85,13 @@ class DenoisingStep:
 
     def __call__(self, model: nn.Module, clean: Tensor, noisy: Tensor, labels: Tensor) -> Outcome:
         restored = model(noisy).float()
-        distance = {"mse": F.mse_loss, "l1": F.l1_loss}[self.loss](restored, clean, reduction="none")
-        score = peak_signal_noise_ratio(restored.detach(), clean, data_range=1.0, reduction="none", dim=(1, 2, 3))
-        return Outcome(distance.mean(dim=(1, 2, 3)), score)
+        loss = self._per_film({"mse": F.mse_loss, "l1": F.l1_loss}[self.loss], restored, clean)
+        squared = loss if self.loss == "mse" else self._per_film(F.mse_loss, restored.detach(), clean)
+        return Outcome(loss, -10 * squared.detach().log10())
+
+    @staticmethod
+    def _per_film(distance: Callable[..., Tensor], restored: Tensor, clean: Tensor) -> Tensor:
+        return distance(restored, clean, reduction="none").mean(dim=(1, 2, 3))
 
 
 @dataclass(frozen=True)

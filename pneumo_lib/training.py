@@ -17,23 +17,23 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
-from torchmetrics import MeanMetric
 
-from pneumo_lib import augmentation, noise, runs, runtime
+from pneumo_lib import augmentation, noise, replay, runs, runtime
 from pneumo_lib.errors import TrainingError
 from pneumo_lib.recipe import Recipe
 from pneumo_lib.steps import Corruption, Films, Step
 from pneumo_lib.training_machinery import (
+    RunningMean,
+    Told,
     TrainingState,
     batches,
     class_weights,
+    corners,
     drawn_order,
     fingerprint,
     hash_of,
     on_device,
     resident,
-    running_mean,
     share,
     squares,
     take,
@@ -83,7 +83,7 @@ class Task:
         return fingerprint(facts, model, getattr(self.step, "denoiser", None))
 
 
-def fit(model: nn.Module, task: Task, folder: Path) -> Fitted:
+def fit(model: nn.Module, task: Task, folder: Path, *, graphs: bool = False) -> Fitted:
     """Train a network, or take up where an earlier call stopped.
 
     After every epoch the state is stored in `folder`, or after some where a large one would hold up short epochs; a
@@ -93,12 +93,13 @@ def fit(model: nn.Module, task: Task, folder: Path) -> Fitted:
     Args:
         model: fresh weights; trained in place.
         folder: gets history.csv, the newest state, and checkpoints/epoch_NN.safetensors where the recipe asks for them.
+        graphs: on a GPU alone, steps are recorded once and replayed (`replay`); elsewhere it changes nothing.
 
     Raises:
         TrainingError: the loss is not a number (the last good state is kept), a batch does not fit in memory, or
             `folder` holds a training of another task.
     """
-    loop = Loop(model, task, Path(folder))
+    loop = Loop(model, task, Path(folder), graphs=graphs)
     loop.state.resume(loop.accelerator)
     try:
         while not loop.state.finished:
@@ -113,7 +114,7 @@ def fit(model: nn.Module, task: Task, folder: Path) -> Fitted:
 class Loop:
     """One training as it runs; `run_epoch` and what it calls are the part to read."""
 
-    def __init__(self, model: nn.Module, task: Task, folder: Path) -> None:
+    def __init__(self, model: nn.Module, task: Task, folder: Path, *, graphs: bool = False) -> None:
         self.task, self.folder = task, folder
         self.accelerator = runtime.accelerator(task.precision)
         self.state = TrainingState(folder, task.recipe, task.fingerprint(model))
@@ -122,14 +123,16 @@ class Loop:
         self.averaged = self._averaged()
         kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[task.recipe.optimizer]
         options = {"lr": task.recipe.lr, "weight_decay": task.recipe.weight_decay, "fused": True}
-        optimizer = kind(model.parameters(), **options)
-        self.model, self.optimizer = self.accelerator.prepare(self.raw, optimizer)
+        self.optimizer = kind(model.parameters(), **options)
+        self.model, _ = self.accelerator.prepare(self.raw, self.optimizer)  # its wrapper reads the disk in every step
         if denoiser := getattr(task.step, "denoiser", None):
             denoiser.to(self.device, memory_format=torch.channels_last).eval().requires_grad_(False)
         self.images, self.labels = (resident(part, self.device) for part in (task.train.images, task.train.labels))
         self.shown: list[tuple[Tensor, Tensor, Tensor, int]] = []
         self.n_classes = int(max(task.train.labels.max(), task.val.labels.max())) + 1
         self.weights = class_weights(task.train.labels, task.recipe.imbalance).to(self.device)
+        recorded = graphs and self.device.type == "cuda" and self.accelerator.num_processes == 1
+        self.gradients = replay.Replayed(self._gradients, self.raw.parameters()) if recorded else self._gradients
 
     def run_epoch(self) -> None:
         """Train on every film once, validate, record it."""
@@ -146,13 +149,17 @@ class Loop:
         """One pass over the training films in a fresh order, under fresh noise; their mean loss and score."""
         recipe, seed, films = self.task.recipe, self.task.seed, self.task.train
         order = drawn_order(films.labels, recipe.imbalance, np.random.default_rng([seed, epoch]))
-        steps, (loss, score) = batches(order, recipe.batch_size), self._meters()
-        losses = torch.zeros(len(steps), device=self.device)  # one block: small ones that stay would split large ones
+        steps, told = batches(order, recipe.batch_size), Told(len(order), self.device)
+        losses = torch.zeros(len(steps), device=self.device)
         self.model.train()
         title = f"{self.task.name}: epoch {epoch} of {recipe.epochs}"
-        for number, rows in enumerate(runtime.progress(on_device(steps, self.device), desc=title)):
-            chosen, labels = (take(source, rows, self.device) for source in (self.images, self.labels))
-            clean = to_float(squares(chosen, recipe.crop, np.random.default_rng([seed, epoch, number])))
+        draws = [np.random.default_rng([seed, epoch, number]) for number in range(len(steps))]
+        shape = films.images.shape
+        places = [corners(len(rows), shape, recipe.crop, rng) for rows, rng in zip(steps, draws, strict=True)]
+        sent = [on_device(parts, self.device) for parts in (steps, places)]
+        for number, rows in enumerate(runtime.progress(steps, desc=title)):
+            chosen, labels = (take(source, rows, sent[0][number]) for source in (self.images, self.labels))
+            clean = to_float(squares(chosen, recipe.crop, sent[1][number]))
             drawn = noise.named_generator(f"{seed},{epoch},{number}", device=self.device)
             clean, targets = augmentation.augment(clean, recipe.augmentation, drawn), labels
             if recipe.mixup:
@@ -160,34 +167,41 @@ class Loop:
                 clean, targets = augmentation.mix(clean, labels, self.n_classes, kept=kept)
             noisy = self.task.corruption(clean, drawn)
             mine, counted = share(len(rows), self.accelerator)
-            with self.accelerator.autocast():
-                outcome = self.task.step(self.model, clean[mine], noisy[mine], targets[mine])
-            losses[number] = outcome.loss.detach().mean()
+            pulls = self.weights[labels[mine]] * ((counted > 0) * self.accelerator.num_processes / len(rows))
             self._set_lr((epoch - 1) * len(steps) + number, recipe.epochs * len(steps))
-            self.optimizer.zero_grad()
-            weighted = (outcome.loss * self.weights[labels[mine]])[:counted].sum()
-            self.accelerator.backward(weighted * self.accelerator.num_processes / len(rows))
+            loss, score = self.gradients(clean[mine], noisy[mine], targets[mine], pulls)
             self.optimizer.step()
             if self.averaged:
                 self.averaged.update_parameters(self.raw)
-            loss.update(outcome.loss[:counted].detach())
-            score.update(outcome.score[:counted].detach())
-        means = {"train_loss": loss.compute().item(), "train_score": score.compute().item()}
+            losses[number] = loss.mean()
+            told.add(loss, score, counted)
+        means = dict(zip(("train_loss", "train_score"), told.means(), strict=True))
         if not math.isfinite(means["train_loss"]):
             raise self._not_a_number(self._first_bad(losses, steps))
         return means
 
+    def _gradients(self, clean: Tensor, noisy: Tensor, targets: Tensor, pulls: Tensor) -> tuple[Tensor, Tensor]:
+        """Leave the gradients of a batch at the weights; its loss and score, film by film.
+
+        Args:
+            pulls: (B,) float32, what each film's loss counts for.
+        """
+        self.optimizer.zero_grad()
+        with self.accelerator.autocast():
+            outcome = self.task.step(self.model, clean, noisy, targets)
+        self.accelerator.backward((outcome.loss * pulls).sum())
+        return outcome.loss.detach(), outcome.score.detach()
+
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
         """Mean loss and score over the validation films, each film under its own fixed noise."""
-        loss, score = self._meters()
+        told = Told(len(self.task.val), self.device)
         self.judged.eval()
         for clean, noisy, labels, counted in self.shown or self._show():
             with self.accelerator.autocast():
                 outcome = self.task.step(self.judged, clean, noisy, labels)
-            loss.update(outcome.loss[:counted])
-            score.update(outcome.score[:counted])
-        return {"val_loss": loss.compute().item(), "val_score": score.compute().item()}
+            told.add(outcome.loss, outcome.score, counted)
+        return dict(zip(("val_loss", "val_score"), told.means(), strict=True))
 
     def _show(self) -> Iterator[tuple[Tensor, Tensor, Tensor, int]]:
         """Validation films clean and noisy, their labels, and how many of them count, batch by batch.
@@ -197,8 +211,9 @@ class Loop:
         films, noise_of = self.task.val, self.task.corruption
         for rows in batches(np.arange(len(films)), 64):
             mine, counted = share(len(rows), self.accelerator)
-            clean = to_float(take(films.images, rows[mine], self.device))
-            labels, keys = take(films.labels, rows[mine], self.device), [films.keys[row] for row in rows[mine]]
+            keys = [films.keys[row] for row in rows[mine]]
+            clean = to_float(torch.as_tensor(films.images[rows[mine]], device=self.device))
+            labels = torch.as_tensor(films.labels[rows[mine]], device=self.device)
             noisy = noise.corrupt_each(clean, keys, noise_of.kind, noise_of.strength, seed=self.task.seed)
             if self.device.type == "cuda" and 2 * 4 * math.prod(films.images.shape) < SHOWN:
                 self.shown.append((clean, noisy, labels, counted))
@@ -209,11 +224,11 @@ class Loop:
         """The network that is validated and kept: the one trained, or the running mean of its weights."""
         return self.averaged.module if self.averaged else self.raw
 
-    def _averaged(self) -> AveragedModel | None:
+    def _averaged(self) -> RunningMean | None:
         """The running mean, where the recipe asks for it; part of the stored state."""
         if not self.task.recipe.ema:
             return None
-        averaged = AveragedModel(self.raw, multi_avg_fn=running_mean(self.task.recipe.ema), use_buffers=True)
+        averaged = RunningMean(self.raw, self.task.recipe.ema)
         self.accelerator.register_for_checkpointing(averaged)
         return averaged
 
@@ -229,9 +244,6 @@ class Loop:
     def _set_lr(self, step: int, total: int) -> None:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.task.recipe, step, total)
-
-    def _meters(self) -> tuple[MeanMetric, MeanMetric]:
-        return MeanMetric(nan_strategy="disable").to(self.device), MeanMetric(nan_strategy="disable").to(self.device)
 
     def _first_bad(self, losses: Tensor, steps: list[np.ndarray], most: int = 3) -> str:
         bad = self.accelerator.reduce(losses).isfinite().logical_not().nonzero()  # in any process

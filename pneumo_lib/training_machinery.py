@@ -8,7 +8,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+from torchmetrics import MeanMetric
 
 from pneumo_lib import processes, runs
 from pneumo_lib.errors import TrainingError
@@ -165,20 +167,61 @@ def class_weights(labels: np.ndarray, imbalance: str) -> Tensor:
     return torch.tensor(weights, dtype=torch.float32)
 
 
-def running_mean(decay: float) -> Callable[[list[Tensor], list[Tensor], Tensor], None]:
-    """How `AveragedModel` takes new weights into its mean.
+class RunningMean(AveragedModel):
+    """The running mean of a network's weights and buffers; counters among them are copied.
 
     The decay grows to its value over the first steps, (1 + n) / (10 + n), or a mean over many steps would hold on to
-    the weights before training; as in TensorFlow's moving averages.
+    the weights before training; as in TensorFlow's moving averages. Torch's own update asks the device for the number
+    of steps, tensor by tensor, and so waits for it.
+
+    Args:
+        model: whose weights are the first mean.
+        decay: at its highest.
     """
 
-    @torch.no_grad()
-    def update(means: list[Tensor], values: list[Tensor], n: Tensor) -> None:
-        share = torch.clamp(9 / (10 + n), min=1 - decay)
-        for mean, value in zip(means, values, strict=True):
-            mean.lerp_(value, share.to(mean)) if mean.is_floating_point() else mean.copy_(value)
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        super().__init__(model, use_buffers=True)
+        self.decay = decay
 
-    return update
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        """Take the newest weights into the mean."""
+        n = int(self.n_averaged)  # lies on the CPU, wherever the weights are
+        share = max(9 / (10 + n), 1 - self.decay) if n else 1.0
+        pairs = list(zip(self.module.state_dict().values(), model.state_dict().values(), strict=True))
+        numbers, counters = ([pair for pair in pairs if pair[0].is_floating_point() == kind] for kind in (True, False))
+        torch._foreach_lerp_([mean for mean, _ in numbers], [value for _, value in numbers], share)
+        for mean, value in counters:
+            mean.copy_(value)
+        self.n_averaged += 1
+
+
+class Told:
+    """Losses and scores of the films of one pass, kept on the device until the pass has ended.
+
+    One block for all of them: small ones that stay would split the memory that large ones come back to.
+
+    Args:
+        films: in the pass, at most.
+    """
+
+    def __init__(self, films: int, device: torch.device) -> None:
+        self.block, self.films = torch.zeros(2, films, device=device), 0
+
+    def add(self, loss: Tensor, score: Tensor, counted: int) -> None:
+        """Take the loss and the score of each film of a batch, of which so many count."""
+        place = slice(self.films, self.films + counted)
+        self.block[0, place], self.block[1, place] = loss[:counted].detach(), score[:counted].detach()
+        self.films += counted
+
+    def means(self) -> tuple[float, float]:
+        """Mean loss and mean score over the films of all processes; only here the device is waited for."""
+        means = []
+        for values in self.block[:, : self.films]:
+            mean = MeanMetric(nan_strategy="disable").to(self.block.device)
+            mean.update(values)
+            means.append(mean.compute().item())
+        return means[0], means[1]
 
 
 def share(size: int, accelerator: Accelerator) -> tuple[slice, int]:
@@ -199,27 +242,30 @@ def resident(values: np.ndarray, device: torch.device) -> Tensor | np.ndarray:
     return torch.as_tensor(np.ascontiguousarray(values), device=device)
 
 
-def on_device(steps: list[np.ndarray], device: torch.device) -> list[np.ndarray] | tuple[Tensor, ...]:
-    """The rows of every step; on a GPU sent there at once, since to send those of each step would wait for it."""
-    if device.type != "cuda":
-        return steps
+def on_device(steps: list[np.ndarray], device: torch.device) -> Sequence[Tensor]:
+    """What each step needs of an epoch, sent to a GPU at once: to send it step by step would wait for it."""
     return torch.as_tensor(np.concatenate(steps), device=device).split([len(rows) for rows in steps])
 
 
-def take(source: Tensor | np.ndarray, rows: Tensor | np.ndarray, device: torch.device) -> Tensor:
-    """Rows of a tensor on the device, or of an array that lies elsewhere."""
+def take(source: Tensor | np.ndarray, rows: np.ndarray, sent: Tensor) -> Tensor:
+    """Rows of a tensor by what has been sent to its device, or of an array that lies elsewhere; there in any case."""
     if isinstance(source, Tensor):
-        return source[torch.as_tensor(rows, device=device)]
-    return torch.as_tensor(source[rows if isinstance(rows, np.ndarray) else rows.cpu().numpy()], device=device)
+        return source[sent]
+    return torch.as_tensor(source[rows], device=sent.device)
 
 
-def squares(films: Tensor, side: int, rng: np.random.Generator) -> Tensor:
-    """(B, H, W) -> (B, side, side), from each film at a place of its own; whole films where side is 0 or not below."""
-    height, width = films.shape[1:]
-    if not 0 < side < min(height, width):
+def corners(n: int, shape: tuple[int, ...], side: int, rng: np.random.Generator) -> np.ndarray:
+    """(n, 2) int64: row and column where the square of each of n films of (..., H, W) pixels begins, at random."""
+    most = [max(0, length - side) if 0 < side < min(shape[-2:]) else 0 for length in shape[-2:]]
+    return np.stack([rng.integers(last + 1, size=n) for last in most], axis=1)
+
+
+def squares(films: Tensor, side: int, places: Tensor) -> Tensor:
+    """(B, H, W) -> (B, side, side), each film from its corner (`corners`); whole where side is 0 or not below."""
+    if not 0 < side < min(films.shape[1:]):
         return films
-    places = [torch.as_tensor(rng.integers(most - side + 1, size=len(films))) for most in (height, width)]
-    return films.unfold(1, side, 1).unfold(2, side, 1)[torch.arange(len(films)), *places]
+    rows, columns = places.unbind(1)
+    return films.unfold(1, side, 1).unfold(2, side, 1)[torch.arange(len(films), device=films.device), rows, columns]
 
 
 def to_float(images: Tensor) -> Tensor:

@@ -281,11 +281,14 @@ def test_a_changed_trial_trains_the_changed_network():
     torch.testing.assert_close(other.state_dict(), plain.state_dict())
 
 
-def test_the_whole_recipe_tells_its_phases_and_where_their_time_goes(tmp_path, monkeypatch, capsys):
-    options = "--films 24 --epochs 1 --size 32 --rounds 0 --profile --out"
+@pytest.mark.parametrize(("graphs", "looked"), [("", 2), ("--graphs ", 4)])
+def test_the_whole_recipe_tells_its_phases_and_where_their_time_goes(tmp_path, monkeypatch, capsys, graphs, looked):
+    options = f"--films 24 --epochs 1 --size 32 --rounds 0 --profile {graphs}--out"
     monkeypatch.setattr(sys, "argv", ["recipe.py", *options.split(), str(tmp_path)])
     recipe.main()
-    rows, told = json.loads((tmp_path / "recipe.json").read_text())["rows"], capsys.readouterr().out
+    written, told = json.loads((tmp_path / "recipe.json").read_text()), capsys.readouterr().out
+    rows = written["rows"]
+    assert written["graphs"] == bool(graphs)
     decoding, denoiser, classifier, everything = rows
     assert "epochs" in denoiser["phase"] and 5 < float(denoiser["validation"]) < 30, "dB"
     assert 0 <= float(classifier["validation"]) <= 1 and classifier["share of the floor"].endswith("%")
@@ -293,5 +296,5 @@ def test_the_whole_recipe_tells_its_phases_and_where_their_time_goes(tmp_path, m
         sum(row["seconds"] for row in (decoding, denoiser, classifier)), abs=0.1
     )
     profiles = re.findall(r"([\d.]+) ms a step, of which the \w+ works ([\d.]+)", told)
-    assert len(profiles) == 2 and all(float(clock) > 0 and float(busy) > 0 for clock, busy in profiles)
+    assert len(profiles) == looked and all(float(clock) > 0 and float(busy) > 0 for clock, busy in profiles)
     assert "convolution_backward" in told

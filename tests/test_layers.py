@@ -17,7 +17,7 @@ MAX_LINES = 300
 # A module imports only from lines above its own, never sideways or down. A package counts as one module here, and has
 # an order of its own inside; "__init__" there is the package's face.
 LAYERS = [
-    ["errors", "forks"],
+    ["errors", "forks", "replay"],
     ["recipe", "guards", "processes", "workers"],
     ["dicom", "system"],
     ["runtime"],

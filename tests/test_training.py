@@ -21,7 +21,7 @@ from pneumo_lib.recipe import Augmentation, Recipe
 from pneumo_lib.runs import read_weights
 from pneumo_lib.steps import ClassificationStep, Corruption, DenoisingStep, Films, Outcome
 from pneumo_lib.training import Task, checkpoint, fit
-from pneumo_lib.training_machinery import running_mean
+from pneumo_lib.training_machinery import RunningMean
 
 QUIET = Corruption(strength=0.0)
 EVERYTHING = Augmentation(
@@ -295,7 +295,8 @@ def test_each_epoch_augments_afresh_and_the_seed_decides_how(tmp_path):
 
 def test_squares_come_from_everywhere_in_their_own_film():
     films = torch.arange(3 * 5 * 7).view(3, 5, 7)
-    drawn = [training_machinery.squares(films, 3, np.random.default_rng(k)) for k in range(300)]
+    places = [training_machinery.corners(3, films.shape, 3, np.random.default_rng(k)) for k in range(300)]
+    drawn = [training_machinery.squares(films, 3, torch.from_numpy(place)) for place in places]
     possible = [
         {films[i, y : y + 3, x : x + 3].numpy().tobytes() for y in range(3) for x in range(5)} for i in range(3)
     ]
@@ -306,7 +307,9 @@ def test_squares_come_from_everywhere_in_their_own_film():
 @pytest.mark.parametrize("side", [0, 5, 6, 32])
 def test_films_no_larger_than_the_square_are_taken_whole(side):
     films = torch.arange(3 * 5 * 7).view(3, 5, 7)
-    assert training_machinery.squares(films, side, np.random.default_rng(0)) is films
+    places = training_machinery.corners(3, films.shape, side, np.random.default_rng(0))
+    assert places.shape == (3, 2) and not places.any()
+    assert training_machinery.squares(films, side, torch.from_numpy(places)) is films
 
 
 def test_training_films_are_cut_and_validation_films_never(tmp_path):
@@ -683,12 +686,20 @@ def test_the_running_mean_is_what_is_kept(tmp_path):
 
 
 def test_the_running_mean_follows_at_once_and_slowly_later():
-    update, means, values = running_mean(0.99), [torch.zeros(1), torch.tensor(0)], [torch.ones(1), torch.tensor(7)]
-    update(means, values, torch.tensor(1))
-    assert means[0].item() == pytest.approx(9 / 11) and means[1].item() == 7  # counters are copied
-    means = [torch.zeros(1)]
-    update(means, values[:1], torch.tensor(5000))
-    assert means[0].item() == pytest.approx(0.01)
+    network = nn.BatchNorm1d(1)
+    mean = RunningMean(network, 0.99)
+    with torch.no_grad():
+        for value, expected in ((5.0, 5.0), (16.0, 5 + 11 * 9 / 11)):  # the first is taken over as it is
+            network.weight.fill_(value)
+            network.num_batches_tracked.add_(7)
+            mean.update_parameters(network)
+            assert mean.module.weight.item() == pytest.approx(expected)
+        assert mean.module.num_batches_tracked == 14, "counters are copied"
+        mean.n_averaged.fill_(5000)
+        network.weight.fill_(114.0)
+        mean.update_parameters(network)
+    assert mean.module.weight.item() == pytest.approx(14 + 0.01 * 100) and mean.n_averaged == 5001
+    assert network.weight.item() == 114, "the network itself is left alone"
 
 
 # interruptions

@@ -13,7 +13,7 @@ import torch
 from tiny import films, network, stop_in_epoch, task
 from torchmetrics import MeanMetric
 
-from pneumo_lib import training
+from pneumo_lib import training, training_machinery
 from pneumo_lib.steps import ClassificationStep
 
 
@@ -30,7 +30,7 @@ class CountedMean(MeanMetric):
 def main(folder: Path, stop: int = 0) -> None:
     """Train three epochs on 13 films in batches of 4, so that the last batch is one film and a process idles."""
     torch.set_num_threads(1)
-    training.MeanMetric = CountedMean
+    training_machinery.MeanMetric = CountedMean
     rank = int(os.environ.get("RANK", "0"))
     denoiser = network("autoencoder", seed=1)
     step = ClassificationStep(denoiser)
