@@ -24,7 +24,7 @@ from pneumo_lib.recipe import Recipe
 from pneumo_lib.steps import Corruption, Films, Step
 from pneumo_lib.training_machinery import (
     RunningMean,
-    Told,
+    Tally,
     TrainingState,
     batches,
     class_weights,
@@ -149,17 +149,18 @@ class Loop:
         """One pass over the training films in a fresh order, under fresh noise; their mean loss and score."""
         recipe, seed, films = self.task.recipe, self.task.seed, self.task.train
         order = drawn_order(films.labels, recipe.imbalance, np.random.default_rng([seed, epoch]))
-        steps, told = batches(order, recipe.batch_size), Told(len(order), self.device)
+        steps, tally = batches(order, recipe.batch_size), Tally(len(order), self.device)
         losses = torch.zeros(len(steps), device=self.device)
         self.model.train()
         title = f"{self.task.name}: epoch {epoch} of {recipe.epochs}"
-        draws = [np.random.default_rng([seed, epoch, number]) for number in range(len(steps))]
-        shape = films.images.shape
-        places = [corners(len(rows), shape, recipe.crop, rng) for rows, rng in zip(steps, draws, strict=True)]
-        sent = [on_device(parts, self.device) for parts in (steps, places)]
+        places = [
+            corners(len(rows), films.images.shape, recipe.crop, np.random.default_rng([seed, epoch, number]))
+            for number, rows in enumerate(steps)
+        ]
+        there, places = (on_device(parts, self.device) for parts in (steps, places))
         for number, rows in enumerate(runtime.progress(steps, desc=title)):
-            chosen, labels = (take(source, rows, sent[0][number]) for source in (self.images, self.labels))
-            clean = to_float(squares(chosen, recipe.crop, sent[1][number]))
+            chosen, labels = (take(source, rows, there[number]) for source in (self.images, self.labels))
+            clean = to_float(squares(chosen, recipe.crop, places[number]))
             drawn = noise.named_generator(f"{seed},{epoch},{number}", device=self.device)
             clean, targets = augmentation.augment(clean, recipe.augmentation, drawn), labels
             if recipe.mixup:
@@ -174,8 +175,8 @@ class Loop:
             if self.averaged:
                 self.averaged.update_parameters(self.raw)
             losses[number] = loss.mean()
-            told.add(loss, score, counted)
-        means = dict(zip(("train_loss", "train_score"), told.means(), strict=True))
+            tally.add(loss, score, counted)
+        means = dict(zip(("train_loss", "train_score"), tally.means(), strict=True))
         if not math.isfinite(means["train_loss"]):
             raise self._not_a_number(self._first_bad(losses, steps))
         return means
@@ -195,13 +196,13 @@ class Loop:
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
         """Mean loss and score over the validation films, each film under its own fixed noise."""
-        told = Told(len(self.task.val), self.device)
+        tally = Tally(len(self.task.val), self.device)
         self.judged.eval()
         for clean, noisy, labels, counted in self.shown or self._show():
             with self.accelerator.autocast():
                 outcome = self.task.step(self.judged, clean, noisy, labels)
-            told.add(outcome.loss, outcome.score, counted)
-        return dict(zip(("val_loss", "val_score"), told.means(), strict=True))
+            tally.add(outcome.loss, outcome.score, counted)
+        return dict(zip(("val_loss", "val_score"), tally.means(), strict=True))
 
     def _show(self) -> Iterator[tuple[Tensor, Tensor, Tensor, int]]:
         """Validation films clean and noisy, their labels, and how many of them count, batch by batch.

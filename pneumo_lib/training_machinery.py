@@ -196,7 +196,7 @@ class RunningMean(AveragedModel):
         self.n_averaged += 1
 
 
-class Told:
+class Tally:
     """Losses and scores of the films of one pass, kept on the device until the pass has ended.
 
     One block for all of them: small ones that stay would split the memory that large ones come back to.

@@ -148,7 +148,7 @@ def main() -> None:
     runtime.accelerator = lambda precision: Alone()
     noise.named_generator = lambda name, device: torch.Generator()
     training.Task.fingerprint = lambda task, model: "not hashed"
-    training.Told.means = lambda told: (0.0, 0.0)  # there the epoch has ended, and waiting is right
+    training.Tally.means = lambda tally: (0.0, 0.0)  # there the epoch has ended, and waiting is right
     torch.cuda.mem_get_info = lambda device: (2**40, 2**40)
     nn.Module.to = lambda network, *_, **__: network  # made where they belong
     plain, gaussian = Recipe(epochs=1, batch_size=4), Corruption("gaussian", 0.5)
