@@ -131,6 +131,7 @@ def test_on_a_gpu_recorded_steps_follow_the_others(tmp_path, precision):
         assert recorded["val_loss"].tolist() == pytest.approx(plain["val_loss"].tolist(), rel=1e-2)
 
 
+@pytest.mark.slow
 def test_no_step_waits_for_the_gpu():
     found = subprocess.run([sys.executable, HERE / "pretend_gpu.py"], capture_output=True, text=True)
     assert found.returncode == 0, found.stderr[-2000:]
