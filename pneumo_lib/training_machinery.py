@@ -171,8 +171,8 @@ class RunningMean(AveragedModel):
     """The running mean of a network's weights and buffers; counters among them are copied.
 
     The decay grows to its value over the first steps, (1 + n) / (10 + n), or a mean over many steps would hold on to
-    the weights before training; as in TensorFlow's moving averages. Torch's own update asks the device for the number
-    of steps, tensor by tensor, and so waits for it.
+    the weights before training; as in TensorFlow's moving averages. Torch's own update sends the number of steps to the
+    device, and so waits for it.
 
     Args:
         model: whose weights are the first mean.
