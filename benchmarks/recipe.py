@@ -78,7 +78,7 @@ def run(data: Path, kept: Path, given: argparse.Namespace) -> list[dict]:
         with timed(rows, f"{name}: {given.epochs} epochs", len(train) * given.epochs) as row:
             fitted = training.fit(network, task, kept / name.partition(",")[0], graphs=given.graphs)
             row["validation"] = f"{fitted.history['val_score'].iloc[-1]:.3f}"
-        for graphs in (False, True)[: given.profile * (1 + given.graphs)]:
+        for graphs in sorted({False, given.graphs}) if given.profile else []:
             place = kept / f"profile_{graphs}" / name.partition(",")[0]
             print(f"{name}{', recorded' * graphs}: {profile(network, task, place, graphs=graphs)}", flush=True)
         floor = roofline.floor(network.to("cpu"), given.size, machine)["films/s"]

@@ -65,7 +65,11 @@ def aside(work: Work, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 
 def record(work: Work, given: tuple[Tensor, ...]) -> tuple[Callable[[], None], tuple[Tensor, ...]]:
-    """What replays the work on those very tensors, and the tensors that each replay fills. Nothing is worked on yet."""
+    """What replays the work on those very tensors, and the tensors that each replay fills. Nothing is worked on yet.
+
+    Raises:
+        RuntimeError: CUDA's, where the work waits for the device or sends something to it.
+    """
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         answer = work(*given)

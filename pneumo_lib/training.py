@@ -112,7 +112,7 @@ def fit(model: nn.Module, task: Task, folder: Path, *, graphs: bool = False) -> 
 
 
 class Loop:
-    """One training as it runs; `run_epoch` and what it calls are the part to read."""
+    """One training as it runs; `run_epoch` and what it calls are the part to read. Arguments as `fit` has them."""
 
     def __init__(self, model: nn.Module, task: Task, folder: Path, *, graphs: bool = False) -> None:
         self.task, self.folder = task, folder

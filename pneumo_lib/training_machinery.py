@@ -209,7 +209,7 @@ class Tally:
         self.block, self.films = torch.zeros(2, films, device=device), 0
 
     def add(self, loss: Tensor, score: Tensor, counted: int) -> None:
-        """Take the loss and the score of each film of a batch, of which so many count."""
+        """Take loss and score of a batch, both (B,) float, of which the first `counted` films count."""
         place = slice(self.films, self.films + counted)
         self.block[0, place], self.block[1, place] = loss[:counted].detach(), score[:counted].detach()
         self.films += counted
@@ -248,7 +248,12 @@ def on_device(steps: list[np.ndarray], device: torch.device) -> Sequence[Tensor]
 
 
 def take(source: Tensor | np.ndarray, rows: np.ndarray, sent: Tensor) -> Tensor:
-    """Rows of a tensor by what has been sent to its device, or of an array that lies elsewhere; there in any case."""
+    """Rows of a tensor on a device, or of an array that lies elsewhere: on that device in any case.
+
+    Args:
+        rows: (B,) int64.
+        sent: the same numbers on the device.
+    """
     if isinstance(source, Tensor):
         return source[sent]
     return torch.as_tensor(source[rows], device=sent.device)
@@ -261,7 +266,11 @@ def corners(n: int, shape: tuple[int, ...], side: int, rng: np.random.Generator)
 
 
 def squares(films: Tensor, side: int, places: Tensor) -> Tensor:
-    """(B, H, W) -> (B, side, side), each film from its corner (`corners`); whole where side is 0 or not below."""
+    """(B, H, W) -> (B, side, side), each film from its corner (`corners`); whole where side is 0 or not below.
+
+    Args:
+        places: (B, 2) int64, on the device of the films.
+    """
     if not 0 < side < min(films.shape[1:]):
         return films
     rows, columns = places.unbind(1)
